@@ -1,0 +1,27 @@
+# `make demo` and `make test` set up what they need in .venv; a second call finds it there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	$(BIN)/python tools/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest --durations=10
+
+clean:
+	rm -rf $(VENV) build output *.egg-info .pytest_cache
+
+$(STAMP): setup.py pyproject.toml $(wildcard packaging/detectron2/*.py packaging/detectron2/*.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "Python 3.10 or later is needed: call make with PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	    { echo "This Python cannot make virtual environments: install its venv module" \
+	    "(python3-venv on Debian and Ubuntu), or call make with PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install ./packaging/detectron2 -e '.[test]'
+	touch $@
