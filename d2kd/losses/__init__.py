@@ -1,0 +1,42 @@
+"""Where and how far student and teacher differ, and the losses made of both.
+
+Only the maths (masks and distances) is exported here. The loss modules read
+:mod:`d2kd.structures`, which itself reads the masks: import them from their own files,
+:mod:`.feature`, :mod:`.classification` and :mod:`.regression`.
+"""
+
+from .distances import (
+    DISTANCE_REGISTRY,
+    absolute,
+    channel_kl,
+    pearson,
+    register_distance,
+    squared,
+)
+from .masks import (
+    MASK_REGISTRY,
+    MaskInput,
+    gaussian,
+    masked_mean,
+    register_mask,
+    richness,
+    uniform,
+)
+from .ssim import ssim
+
+__all__ = [
+    "DISTANCE_REGISTRY",
+    "MASK_REGISTRY",
+    "MaskInput",
+    "absolute",
+    "channel_kl",
+    "gaussian",
+    "masked_mean",
+    "pearson",
+    "register_distance",
+    "register_mask",
+    "richness",
+    "squared",
+    "ssim",
+    "uniform",
+]

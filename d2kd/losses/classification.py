@@ -1,0 +1,135 @@
+"""The classification loss: the teacher's soft labels on positives or under a mask.
+
+Shape shorthand in this file:
+    N: images in the batch; R: regions (positives) of all images together
+    K: foreground classes; A: anchors per location; H, W: height and width of a level
+"""
+
+from typing import Any, Dict, Optional
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..structures import DistillStep
+from .common import bind, check_same_size, full_precision, no_autocast
+from .masks import MASK_REGISTRY, masked_mean
+
+__all__ = ["ClassificationLoss", "binary_soft_loss", "categorical_soft_loss"]
+
+DISTANCES = ("cross_entropy", "kl")
+
+
+def binary_soft_loss(student: Tensor, teacher: Tensor, *, entropy: bool) -> Tensor:
+    """Binary cross entropy of each student logit against the teacher's probability.
+
+    With logits throughout: a sigmoid followed by a logarithm overflows in half precision.
+
+    Args:
+        student, teacher: logits of any one shape.
+        entropy: False subtracts the teacher's entropy, which makes it the KL divergence.
+
+    Returns:
+        The same shape.
+    """
+    target = teacher.sigmoid()
+    loss = F.binary_cross_entropy_with_logits(student, target, reduction="none")
+    if entropy:
+        return loss
+    return loss - F.binary_cross_entropy_with_logits(teacher, target, reduction="none")
+
+
+def categorical_soft_loss(student: Tensor, teacher: Tensor, *, entropy: bool) -> Tensor:
+    """Cross entropy of each row's student logits against the teacher's softmax.
+
+    Args:
+        student, teacher: (R, K + 1) logits.
+        entropy: False subtracts the teacher's entropy, which makes it the KL divergence.
+
+    Returns:
+        (R,).
+    """
+    log_p_teacher = teacher.log_softmax(dim=1)
+    log_ratio = student.log_softmax(dim=1)
+    if not entropy:
+        log_ratio = log_ratio - log_p_teacher
+    return -(log_p_teacher.exp() * log_ratio).sum(dim=1)
+
+
+class ClassificationLoss(nn.Module):
+    """Soft labels, on positive regions (TAR) or over all dense locations under a mask (FRS).
+
+    TAR (arXiv 2006.13108): ``weight / R * sum_i l(z_i^S, z_i^T)`` over positives, l = soft cross
+    entropy for softmax heads, binary cross entropy summed over classes for sigmoid heads.
+    FRS (arXiv 2111.00674, released code): per level, the binary cross entropy summed over
+    channels is averaged under the mask, and levels are summed.
+    Both times temperature^2, logits divided by the temperature.
+    """
+
+    name = "cls"
+
+    def __init__(
+        self,
+        *,
+        weight: float,
+        where: str,
+        distance: str,
+        temperature: float,
+        mask_args: Optional[Dict[str, Any]] = None,
+    ):
+        """
+        Args:
+            weight: factor of the whole loss.
+            where: "positives", or the name of a registered mask over the dense logits.
+            distance: "cross_entropy" or "kl"; they differ by a constant, the teacher's entropy.
+            temperature: 1 in both papers.
+            mask_args: the mask's parameters.
+
+        Raises:
+            KeyError: if the mask is not registered.
+            ValueError: for an unknown distance or parameter.
+        """
+        super().__init__()
+        if distance not in DISTANCES:
+            raise ValueError(f"distance must be one of {DISTANCES}, not {distance!r}")
+        self.weight = weight
+        self.entropy = distance == "cross_entropy"
+        self.temperature = temperature
+        self.mask = None
+        self.requires = frozenset({"logits"})
+        if where != "positives":
+            mask_function = MASK_REGISTRY.get(where)
+            self.mask = bind(mask_function, mask_args or {})
+            self.min_total = mask_function.min_total
+            self.requires = frozenset({"dense_logits"}) | mask_function.requires
+
+    def forward(self, step: DistillStep) -> Tensor:
+        """The weighted loss of one batch, a float32 scalar attached to the student's logits.
+
+        Raises:
+            ValueError: if the sizes of a level's logits differ between student and teacher.
+        """
+        if self.mask is None:
+            loss = self._positives(step)
+        else:
+            loss = sum(self._level(level, step) for level in step.student.dense_logits)
+        return self.weight * self.temperature**2 * loss
+
+    def _positives(self, step: DistillStep) -> Tensor:
+        """Mean over regions; 0, attached, if there are none."""
+        with no_autocast(step.student.logits):
+            student = full_precision(step.student.logits) / self.temperature
+            teacher = full_precision(step.teacher.logits) / self.temperature
+            binary = step.activation == "sigmoid"
+            soft_loss = binary_soft_loss if binary else categorical_soft_loss
+            return soft_loss(student, teacher, entropy=self.entropy).sum() / max(len(student), 1)
+
+    def _level(self, level: str, step: DistillStep) -> Tensor:
+        """Mean over the locations of one level under the mask."""
+        student, teacher = step.student.dense_logits[level], step.teacher.dense_logits[level]
+        check_same_size(student, teacher, level, slice(None))
+        with no_autocast(student):
+            student = full_precision(student) / self.temperature
+            teacher = full_precision(teacher) / self.temperature
+            cost = binary_soft_loss(student, teacher, entropy=self.entropy).sum(dim=1)
+            mask = self.mask(step.mask_input(level, student.shape))
+            return masked_mean(cost, mask, self.min_total)

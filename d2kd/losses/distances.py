@@ -1,0 +1,115 @@
+"""Distances: how far the student's feature map is from the teacher's, at each location.
+
+A distance is a pure function ``(student, teacher, **parameters) -> (N, H, W)``: the mean over
+channels, scaled so that the plain mean over N, H, W is the published loss. Adding one is writing
+it under ``@register_distance``; configs then choose it by its name.
+
+Shape shorthand in this file:
+    N: images in the batch; C, H, W: channels, height and width of a feature level
+"""
+
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
+from fvcore.common.registry import Registry
+from torch import Tensor
+
+__all__ = [
+    "DISTANCE_REGISTRY",
+    "absolute",
+    "channel_kl",
+    "pearson",
+    "register_distance",
+    "squared",
+]
+
+DISTANCE_REGISTRY = Registry("DISTANCE")
+DISTANCE_REGISTRY.__doc__ = """
+Functions ``(student, teacher, **parameters) -> (N, H, W)`` on float32 maps (N, C, H, W) that
+measure how far two feature maps are from each other. Fill it with :func:`register_distance`.
+"""
+
+
+def register_distance() -> Callable[[Callable], Callable]:
+    """Registers a distance under its function's name."""
+
+    def register(distance: Callable) -> Callable:
+        DISTANCE_REGISTRY.register(distance)
+        return distance
+
+    return register
+
+
+@register_distance()
+def squared(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared difference: TAR's, FRS's (there summed over channels) and the plain hint's.
+
+    TAR (arXiv 2006.13108) prints a factor 1/2, which belongs to the loss's weight here.
+
+    Args:
+        student, teacher: (N, C, H, W) float32.
+
+    Returns:
+        (N, H, W), mean over channels.
+    """
+    # mse_loss keeps only its two inputs for the backward pass, (s - t) ** 2 one map more.
+    return F.mse_loss(student, teacher, reduction="none").mean(dim=1)
+
+
+@register_distance()
+def absolute(student: Tensor, teacher: Tensor) -> Tensor:
+    """Absolute difference, the robust hint.
+
+    Args:
+        student, teacher: (N, C, H, W) float32.
+
+    Returns:
+        (N, H, W), mean over channels.
+    """
+    return F.l1_loss(student, teacher, reduction="none").mean(dim=1)
+
+
+@register_distance()
+def pearson(student: Tensor, teacher: Tensor) -> Tensor:
+    """One minus the correlation of the channels: half the squared difference of standard scores.
+
+    PKD (Cao et al., arXiv 2207.02039; released code). Each channel is standardised over N, H, W,
+    with the biased deviation, so that the mean is 1 - r exactly (the released code's unbiased
+    one is off by a factor (M - 1) / M, M = NHW).
+
+    Args:
+        student, teacher: (N, C, H, W) float32.
+
+    Returns:
+        (N, H, W), mean over channels.
+    """
+    return 0.5 * squared(_standard_score(student), _standard_score(teacher))
+
+
+def _standard_score(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """Each channel with mean 0 and variance 1 over N, H, W; 0 where it is constant."""
+    variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0, keepdim=True)
+    return (x - mean) * variance.clamp(min=eps).rsqrt()
+
+
+@register_distance()
+def channel_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """KL divergence between each channel's distributions over locations, teacher first.
+
+    CWD (Shu et al., arXiv 2011.13256, eq. 4; released code): softmax over H x W per image and
+    channel, times temperature^2, mean over images and channels. The map is multiplied by H * W,
+    because a mean over locations stands where the KL divergence has its sum.
+
+    Args:
+        student, teacher: (N, C, H, W) float32.
+        temperature: divides both maps before the softmax.
+
+    Returns:
+        (N, H, W), mean over channels. Single locations may be negative, their mean is not.
+    """
+    log_p_student = (student.flatten(2) / temperature).log_softmax(dim=2)
+    log_p_teacher = (teacher.flatten(2) / temperature).log_softmax(dim=2)
+    kl = F.kl_div(log_p_student, log_p_teacher, reduction="none", log_target=True).mean(dim=1)
+    locations = student.shape[-2] * student.shape[-1]
+    return (temperature**2 * locations * kl).view(-1, *student.shape[-2:])

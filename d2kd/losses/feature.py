@@ -1,0 +1,84 @@
+"""The feature loss: a distance between adapted student and teacher features, under a mask.
+
+Shape shorthand in this file:
+    N: images in the batch; C, H, W: channels, height and width of a feature level
+"""
+
+from typing import Any, Dict
+
+from torch import Tensor, nn
+
+from ..structures import DistillStep
+from .common import bind, check_same_size, full_precision, no_autocast
+from .distances import DISTANCE_REGISTRY
+from .masks import MASK_REGISTRY, masked_mean
+
+__all__ = ["FeatureLoss"]
+
+
+class FeatureLoss(nn.Module):
+    """``weight * sum_levels sum(M * d(phi(S), T)) / max(sum(M), min_total)``.
+
+    TAR is gaussian x squared, FRS richness x squared with summed channels, the structural
+    distillation uniform x ssim; any mask goes with any distance.
+    """
+
+    name = "feature"
+
+    def __init__(
+        self,
+        *,
+        weight: float,
+        mask: str,
+        mask_args: Dict[str, Any],
+        distance: str,
+        distance_args: Dict[str, Any],
+        channels: str,
+        adapters: nn.ModuleDict,
+    ):
+        """
+        Args:
+            weight: factor of the whole loss.
+            mask, mask_args: a registered mask's name and its parameters.
+            distance, distance_args: a registered distance's name and its parameters.
+            channels: "mean" makes the weight independent of the width C; "sum" as FRS publishes.
+            adapters: level name -> module from the student's to the teacher's channels (phi).
+                Its keys are the levels that are distilled.
+
+        Raises:
+            KeyError: if the mask or the distance is not registered.
+            ValueError: for an unknown parameter or value, or without any level.
+        """
+        super().__init__()
+        if channels not in ("mean", "sum"):
+            raise ValueError(f"channels must be 'mean' or 'sum', not {channels!r}")
+        if not len(adapters):
+            raise ValueError("a feature loss needs at least one level: set DISTILL.FEATURE.LEVELS")
+        mask_function = MASK_REGISTRY.get(mask)
+        self.weight = weight
+        self.sum_channels = channels == "sum"
+        self.adapters = adapters
+        self.mask = bind(mask_function, mask_args)
+        self.min_total = mask_function.min_total
+        self.distance = bind(DISTANCE_REGISTRY.get(distance), distance_args)
+        self.requires = frozenset({"features"}) | mask_function.requires
+
+    def forward(self, step: DistillStep) -> Tensor:
+        """The weighted loss of one batch, a float32 scalar attached to features and adapters.
+
+        Raises:
+            ValueError: if a level's sizes differ between student and teacher.
+        """
+        return self.weight * sum(self._level(level, step) for level in self.adapters)
+
+    def _level(self, level: str, step: DistillStep) -> Tensor:
+        """The loss of one level. The adapter is a layer of the network: autocast may cast it."""
+        student = self.adapters[level](step.student.features[level])
+        teacher = step.teacher.features[level]
+        check_same_size(student, teacher, level, slice(None))
+        with no_autocast(student):
+            cost = self.distance(full_precision(student), full_precision(teacher))
+            if self.sum_channels:
+                cost = cost * student.shape[1]
+            mask = self.mask(step.mask_input(level, student.shape))
+            return masked_mean(cost, mask, self.min_total)

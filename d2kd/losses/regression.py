@@ -1,0 +1,125 @@
+"""The regression loss: the teacher's boxes as targets, where they are better than the student's.
+
+Shape shorthand in this file:
+    R: regions (positives) of all images together; K: foreground classes; E: bins per box edge
+"""
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Boxes
+from detectron2.structures.boxes import matched_pairwise_iou
+from torch import Tensor, nn
+
+from ..structures import DistillStep
+from .common import full_precision, no_autocast
+
+__all__ = ["RegressionLoss", "accepted_regions", "edge_distribution_kl"]
+
+GATES = ("student", "proposal", "none")
+DISTANCES = ("box_loss", "distribution_kl")
+
+
+@torch.no_grad()
+def accepted_regions(step: DistillStep, gate: str) -> Tensor:
+    """Which regions the teacher's box is a better target for.
+
+    TAR (arXiv 2006.13108): an IoU criterion must prefer the teacher. The abstract's wording
+    compares with the student's box; "proposal" compares with the region itself.
+
+    Args:
+        gate: "student", "proposal" or "none".
+
+    Returns:
+        (R,) float32, 1 where accepted; "none" accepts every region.
+    """
+    regions = full_precision(step.regions)
+    if gate == "none":
+        return regions.new_ones(len(regions))
+    rival = regions
+    if gate == "student":
+        rival = step.box_coder.decode(full_precision(step.student.deltas), regions)
+    teacher = step.box_coder.decode(full_precision(step.teacher.deltas), regions)
+    truth = Boxes(full_precision(step.region_gt_boxes))
+    teacher_iou = matched_pairwise_iou(Boxes(teacher), truth)
+    return (teacher_iou > matched_pairwise_iou(Boxes(rival), truth)).to(regions.dtype)
+
+
+def edge_distribution_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergence of the box-edge distributions, teacher first.
+
+    LD (Zheng et al., arXiv 2102.12252; released code): temperature^2 times the mean (not the
+    sum) over bins, mean over the four edges.
+
+    Args:
+        student, teacher: (R, 4, E) logits.
+
+    Returns:
+        (R,).
+    """
+    log_p_student = (student / temperature).log_softmax(dim=2)
+    log_p_teacher = (teacher / temperature).log_softmax(dim=2)
+    kl = F.kl_div(log_p_student, log_p_teacher, reduction="none", log_target=True)
+    return temperature**2 * kl.mean(dim=(1, 2))
+
+
+class RegressionLoss(nn.Module):
+    """The teacher's boxes as targets on positive regions that pass an IoU gate.
+
+    "box_loss" (TAR): ``weight / R * sum_i a_i * box_loss(t_i^S, t_i^T)`` with the detector's own
+    box loss; R counts all positives, not only the accepted ones.
+    "distribution_kl" (LD): ``weight * sum_i a_i w_i KL_i / sum_i w_i`` over the detector's
+    box-edge distributions, w the student's best class probability, detached.
+    """
+
+    name = "reg"
+
+    def __init__(self, *, weight: float, gate: str, distance: str, temperature: float):
+        """
+        Args:
+            weight: factor of the whole loss.
+            gate: "student", "proposal" or "none", see :func:`accepted_regions`.
+            distance: "box_loss", or "distribution_kl" for detectors with box-edge bins (GFL).
+            temperature: of distribution_kl; LD's is 10. box_loss has none.
+
+        Raises:
+            ValueError: for an unknown gate or distance.
+        """
+        super().__init__()
+        if gate not in GATES:
+            raise ValueError(f"gate must be one of {GATES}, not {gate!r}")
+        if distance not in DISTANCES:
+            raise ValueError(f"distance must be one of {DISTANCES}, not {distance!r}")
+        self.weight = weight
+        self.gate = gate
+        self.distance = distance
+        self.temperature = temperature
+        requires = {"box_bins"} if distance == "distribution_kl" else {"deltas"}
+        self.requires = frozenset(requires if gate == "none" else requires | {"deltas"})
+
+    def forward(self, step: DistillStep) -> Tensor:
+        """The weighted loss of one batch, a float32 scalar attached to the student's boxes."""
+        with no_autocast(step.regions):
+            loss = self._box_loss if self.distance == "box_loss" else self._distribution_kl
+            return self.weight * loss(step)
+
+    def _box_loss(self, step: DistillStep) -> Tensor:
+        student, teacher = step.student.deltas, step.teacher.deltas
+        losses = step.box_coder.loss(
+            full_precision(student), full_precision(teacher), full_precision(step.regions)
+        )
+        return (accepted_regions(step, self.gate) * losses).sum() / max(len(losses), 1)
+
+    def _distribution_kl(self, step: DistillStep) -> Tensor:
+        student, teacher = step.student.box_bins, step.teacher.box_bins
+        if student is None or teacher is None:
+            raise ValueError(
+                "distribution_kl needs detectors that predict box-edge distributions (GFL): "
+                "set DISTILL.REG.DISTANCE to 'box_loss'"
+            )
+        losses = edge_distribution_kl(
+            full_precision(student), full_precision(teacher), self.temperature
+        )
+        # Detectors with box-edge bins have sigmoid heads, without a background channel.
+        weights = full_precision(step.student.logits.detach()).sigmoid().amax(dim=1)
+        accepted = accepted_regions(step, self.gate)
+        return (accepted * weights * losses).sum() / weights.sum().clamp(min=1e-12)
