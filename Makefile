@@ -13,13 +13,14 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest --durations=10
 
+# What training wrote under output/ stays, apart from the demo's.
 clean:
-	rm -rf $(VENV) build output *.egg-info .pytest_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache output/demo
 
-$(STAMP): setup.py pyproject.toml $(wildcard packaging/detectron2/*.py packaging/detectron2/*.toml)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+$(STAMP): setup.py $(wildcard packaging/detectron2/*.py packaging/detectron2/*.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 	    { echo "Python 3.10 or later is needed: call make with PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' || \
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	    { echo "This Python cannot make virtual environments: install its venv module" \
 	    "(python3-venv on Debian and Ubuntu), or call make with PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

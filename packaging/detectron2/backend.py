@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Iterator
 from urllib.parse import urlsplit
 
-HERE = Path(__file__).resolve().parent
-# Backends are loaded from `backend-path`, which does not reach their siblings in every front end.
-sys.path.insert(0, str(HERE))
+from edits import EDITS, apply_edits
 
-from edits import EDITS, apply_edits  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 # Every .py file in this distribution is the one of the release's tag v0.6. Its C++ sources are not
 # in it, so its own setup.py cannot build it.
@@ -31,7 +29,7 @@ def pip_settings() -> dict[str, str]:
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, env=env, capture_output=True, text=True)
     if listed.returncode:  # another front end, without pip: the variables are what is left
-        names = ("index-url", "extra-index-url", "find-links", "trusted-host")
+        names = ("index-url", "extra-index-url", "no-index", "find-links", "trusted-host")
         variables = {n: os.environ.get("PIP_" + n.replace("-", "_").upper()) for n in names}
         return {n: v for n, v in variables.items() if v}
     lines = [line.partition("=") for line in listed.stdout.splitlines() if "=" in line]
@@ -50,7 +48,11 @@ def make_finder(settings: dict[str, str]):
     finder = PackageFinder(
         index_urls=settings.get("index-url", "").split(),
         trusted_hosts=settings.get("trusted-host", "").split(),
+        no_binary=[":all:"],
     )
+    if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
+        finder.sources.clear()
+        settings = {**settings, "extra-index-url": ""}
     for url in settings.get("extra-index-url", "").split():
         finder.add_index_url(url)
     for place in settings.get("find-links", "").split():

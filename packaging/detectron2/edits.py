@@ -51,6 +51,9 @@ NO_C = "no compiled extension in this build; upstream main guards or defers its 
 FAST_EVAL = "no compiled extension in this build; upstream main falls back to COCOeval as well"
 SAMPLE = "Python 3.11 samples from sequences only; upstream main samples from a list"
 CAFFE2 = "PyTorch no longer ships Caffe2; upstream main imports its export only where it is there"
+GROUP_NORM = (
+    "torch refuses GroupNorm(32, 1), made only for its name; upstream main asks for 32 channels"
+)
 MESHGRID = "torch asks for the indexing argument and warns without it; 'ij' is what it defaults to"
 
 GUARDED_C = """try:
@@ -129,5 +132,11 @@ EDITS = (
         "torch.meshgrid(shifts_y, shifts_x)",
         'torch.meshgrid(shifts_y, shifts_x, indexing="ij")',
         MESHGRID,
+    ),
+    Edit(
+        "detectron2/modeling/meta_arch/retinanet.py",
+        "get_norm(norm, 1)",
+        "get_norm(norm, 32)",
+        GROUP_NORM,
     ),
 )
