@@ -1,5 +1,9 @@
 """Data sets: the synthetic shapes, and what a config declares under DATASETS.CUSTOM."""
 
+from .classes import check_num_classes, num_classes, num_classes_key
+from .custom import register_custom_datasets
+from .errors import DatasetError, DatasetFileNotFoundError
+from .evaluation import VOCAP50Evaluator, build_evaluator
 from .shapes import register_shapes
 
 register_shapes()

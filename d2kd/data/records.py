@@ -1,0 +1,162 @@
+"""
+What every annotation format is read into, and the way from there to Detectron2's dataset dicts.
+
+Boxes are x0, y0, x1, y1 in pixels of the image as it is read (EXIF rotation applied), continuous
+coordinates: the image spans 0..width and 0..height.
+"""
+
+import difflib
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from .errors import DatasetError, DatasetFileNotFoundError
+
+EXIF_ORIENTATION = 0x0112
+TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
+
+logger = logging.getLogger(__name__)
+
+
+class Annotation(NamedTuple):
+    """One object: class name, box, whether it is to be ignored, further keys for the dataset dict."""
+
+    category: str
+    box: Tuple[float, float, float, float]
+    ignore: bool
+    extra: Dict[str, Any]
+
+
+class AnnotatedImage(NamedTuple):
+    """One image; size as the annotations state it, source = the file that holds them."""
+
+    image_id: Any
+    file_name: str
+    size: Tuple[int, int]  # width, height
+    source: str
+    objects: List[Annotation]
+
+
+@dataclass
+class Remarks:
+    """What was put right while loading: the names of the files concerned, one entry for each case."""
+
+    degenerate: List[str] = field(default_factory=list)
+    resized: List[str] = field(default_factory=list)
+    outside: List[str] = field(default_factory=list)
+
+    def log(self, name: str) -> None:
+        """One warning for each kind that occurred."""
+        texts = (
+            (self.degenerate, "boxes without width or height inside their image were dropped"),
+            (self.resized, "images differ in size from their annotations; the image's is used"),
+            (self.outside, "image files lie outside the declared image folder"),
+        )
+        for files, text in texts:
+            if files:
+                logger.warning("%s: %d %s: %s", name, len(files), text, first_few(files))
+
+
+def first_few(names: Iterable[str], count: int = 5) -> str:
+    """The first few different names, for a message."""
+    unique = list(dict.fromkeys(names))
+    return ", ".join(unique[:count]) + (", ..." if len(unique) > count else "")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' Did you mean X?' when something like the word is known, else nothing."""
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def image_size(file_name: str, source: str) -> Tuple[int, int]:
+    """
+    Width and height of an image file, from its header alone.
+
+    Raises:
+        DatasetError: it is not there, or no image; source is named as the file that asks for it.
+    """
+    try:
+        with Image.open(file_name) as image:
+            width, height = image.size
+            orientation = image.getexif().get(EXIF_ORIENTATION)
+    except FileNotFoundError:
+        raise DatasetFileNotFoundError(
+            f"Image {file_name} is not there, but {source} annotates it. Add the image, remove its "
+            "annotations, or correct IMAGES of this data set."
+        ) from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"Image {file_name} (in {source}) cannot be read: {error}") from error
+    # Detectron2 rotates images by their EXIF tag when it reads them.
+    return (height, width) if orientation in TRANSPOSED_ORIENTATIONS else (width, height)
+
+
+def class_index(name: str, classes: Sequence[str], source: str) -> int:
+    """Position of a class; DatasetError naming the file when there is no such class."""
+    if name in classes:
+        return list(classes).index(name)
+    raise DatasetError(
+        f"{source}: unknown class '{name}'; the classes are {list(classes)}."
+        f"{did_you_mean(name, classes)} They come from CLASSES of the data sets in use or, where "
+        "none is given, from the training sets, and hold for the test sets too. Correct the "
+        "annotation, or list every class in CLASSES of each set."
+    )
+
+
+def to_dataset_dicts(
+    images: Sequence[AnnotatedImage], classes: Sequence[str], image_folder: str
+) -> Tuple[List[Dict], Remarks]:
+    """
+    Check the images, clip the boxes and drop degenerate ones.
+
+    Args:
+        images: what a reader returned.
+        classes: names in the order of their indices.
+        image_folder: the declared folder; files outside it are remarked on.
+
+    Returns:
+        Detectron2's dataset dicts with boxes in XYXY_ABS, and what had to be put right.
+
+    Raises:
+        DatasetError: an image is missing or unreadable, or a class is unknown.
+    """
+    remarks, dicts = Remarks(), []
+    folder = os.path.abspath(image_folder)
+    for image in images:
+        width, height = image_size(image.file_name, image.source)
+        label = os.path.basename(image.file_name)
+        if (width, height) != image.size:
+            remarks.resized.append(f"{label} ({width}x{height}, not {'%dx%d' % image.size})")
+        if not os.path.abspath(image.file_name).startswith(os.path.join(folder, "")):
+            remarks.outside.append(image.file_name)
+        annotations = []
+        for item in image.objects:
+            category = class_index(item.category, classes, image.source)
+            box = np.clip(item.box, 0, (width, height, width, height)).tolist()
+            if box[2] <= box[0] or box[3] <= box[1]:
+                remarks.degenerate.append(label)
+                continue
+            annotations.append(
+                {
+                    **item.extra,
+                    "bbox": box,
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                    "category_id": category,
+                    "iscrowd": int(item.ignore),
+                }
+            )
+        dicts.append(
+            {
+                "file_name": image.file_name,
+                "image_id": image.image_id,
+                "width": width,
+                "height": height,
+                "annotations": annotations,
+            }
+        )
+    return dicts, remarks
