@@ -1,0 +1,10 @@
+"""Knowledge distillation for Detectron2 detectors.
+
+Importing it registers d2kd's meta-architectures, observers and synthetic datasets.
+"""
+
+from . import data, modeling  # noqa: F401  registration
+from .config import add_d2kd_config
+from .engine import DistillTrainer, build_distill_hooks
+
+__all__ = ["DistillTrainer", "add_d2kd_config", "build_distill_hooks"]

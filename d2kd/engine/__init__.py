@@ -1,0 +1,13 @@
+"""Floor 5: schedules, hooks and the trainer."""
+
+from .hooks import DistillLossHook, LossRatioHook, build_distill_hooks
+from .schedule import build_schedule
+from .trainer import DistillTrainer
+
+__all__ = [
+    "DistillLossHook",
+    "DistillTrainer",
+    "LossRatioHook",
+    "build_distill_hooks",
+    "build_schedule",
+]

@@ -1,0 +1,83 @@
+"""The hooks that compute distillation losses, and the one that says how large they are."""
+
+from typing import Dict, List
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils.events import get_event_storage
+from fvcore.common.param_scheduler import ParamScheduler
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..structures import DistillStep
+from .schedule import build_schedule
+
+__all__ = ["DistillLossHook", "LossRatioHook", "build_distill_hooks", "unwrap"]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, or the model."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+class DistillLossHook(HookBase):
+    """Computes one distillation loss inside the model's forward, scaled by the schedule.
+
+    It keeps nothing between steps: Detectron2 saves the state of hooks under their class name, so
+    the three hooks of this class would share one.
+    """
+
+    def __init__(self, name: str, schedule: ParamScheduler):
+        """
+        Args:
+            name: of the loss: "feature", "cls" or "reg".
+            schedule: training progress -> factor.
+        """
+        self.name = name
+        self.schedule = schedule
+
+    def before_train(self) -> None:
+        unwrap(self.trainer.model).register_loss_hook(self.name, self)
+
+    def after_train(self) -> None:
+        unwrap(self.trainer.model).unregister_loss_hook(self.name)
+
+    def __call__(self, loss_module: nn.Module, step: DistillStep) -> Dict[str, Tensor]:
+        """Also at factor 0: DDP needs every adapter in the graph of every step."""
+        factor = self.schedule(self.trainer.iter / self.trainer.max_iter)
+        get_event_storage().put_scalar(f"loss_weight/{self.name}", factor, smoothing_hint=False)
+        return {f"loss_distill_{self.name}": factor * loss_module(step)}
+
+
+class LossRatioHook(HookBase):
+    """Logs each distillation loss relative to the sum of the detection losses.
+
+    Reads what the trainer has logged, so a step waits for nothing. "loss" is in the name because
+    Detectron2's console prints only such keys.
+    """
+
+    def __init__(self, names: List[str], period: int = 20):
+        self.names = names
+        self.period = period
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.period:
+            return
+        storage = self.trainer.storage
+        losses = {
+            key: value
+            for key, (value, _) in storage.latest().items()
+            if key.startswith("loss_") and "/" not in key
+        }
+        detection = sum(v for k, v in losses.items() if not k.startswith("loss_distill_"))
+        for name in self.names:
+            value = losses.get(f"loss_distill_{name}")
+            if value is not None and detection > 0:
+                storage.put_scalar(f"loss_ratio/{name}", value / detection, smoothing_hint=False)
+
+
+def build_distill_hooks(cfg: CfgNode) -> List[HookBase]:
+    """The hooks of every enabled loss, for ``trainer.register_hooks`` of any trainer."""
+    schedule = build_schedule(cfg)
+    names = list(cfg.DISTILL.LOSSES)
+    return [*(DistillLossHook(name, schedule) for name in names), LossRatioHook(names)]

@@ -1,0 +1,118 @@
+"""DefaultTrainer with a teacher: what is built, registered, saved and resumed."""
+
+import os
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from ..config import plain_config
+from ..data import build_evaluator
+from ..modeling.build import build_teacher, read_teacher_config, teacher_identity
+from ..modeling.inherit import inherit
+from .hooks import build_distill_hooks, unwrap
+
+__all__ = ["DistillTrainer", "TeacherIdentity"]
+
+
+class TeacherIdentity:
+    """A checkpointable that remembers whose student this is, and refuses another teacher."""
+
+    def __init__(self, cfg: CfgNode):
+        self.identity = teacher_identity(cfg)
+
+    def state_dict(self) -> dict:
+        return dict(self.identity)
+
+    def load_state_dict(self, state: dict) -> None:
+        if state["sha256"] != self.identity["sha256"]:
+            raise ValueError(
+                f"this run was started with the teacher {state['weights']} (sha256 "
+                f"{state['sha256'][:12]}) and is resumed with {self.identity['weights']} "
+                f"({self.identity['sha256'][:12]}): set DISTILL.TEACHER.WEIGHTS back, or choose "
+                "another OUTPUT_DIR"
+            )
+
+
+class DistillTrainer(DefaultTrainer):
+    """Trains the student of a config, under its teacher if DISTILL.ENABLED.
+
+    Checkpoints hold the student alone under stock names; adapters and the teacher's identity lie
+    beside it in the same file, for resuming. ``student.yaml`` in OUTPUT_DIR is the config with
+    which plain Detectron2 builds and loads the student.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        if cfg.DISTILL.ENABLED:
+            distiller = unwrap(self.model)
+            self.checkpointer.model = distiller.student
+            self.checkpointer.add_checkpointable("distill_losses", distiller.distill_losses)
+            self.checkpointer.add_checkpointable("teacher", TeacherIdentity(cfg))
+        if comm.is_main_process():
+            _write_student_config(cfg)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        if not cfg.DISTILL.ENABLED:
+            return super().build_model(cfg)
+        return META_ARCH_REGISTRY.get("Distiller")(cfg)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Detectron2's SGD, or AdamW over the same parameter groups (SOLVER.OPTIMIZER)."""
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return super().build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "ADAMW":
+            raise ValueError(
+                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}: set it to 'SGD' or 'ADAMW'"
+            )
+        params = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return optimizer(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return build_evaluator(cfg, dataset_name, folder)
+
+    def build_hooks(self):
+        hooks = super().build_hooks()
+        if self.cfg.DISTILL.ENABLED:
+            # Before the last one, the writer, so that what they log is written in the same step.
+            hooks[-1:-1] = build_distill_hooks(self.cfg)
+        return hooks
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As DefaultTrainer; a fresh start also takes DISTILL.STUDENT.INHERIT's weights."""
+        super().resume_or_load(resume=resume)
+        resumed = resume and self.checkpointer.has_checkpoint()
+        prefixes = self.cfg.DISTILL.STUDENT.INHERIT
+        if prefixes and not resumed:
+            inherit(self.checkpointer.model, self._get_teacher(), prefixes)
+
+    def _get_teacher(self) -> nn.Module:
+        if self.cfg.DISTILL.ENABLED:
+            return unwrap(self.model).teacher.model
+        # A baseline that starts as its distilled twin does: the same weights, the same streams.
+        with torch.random.fork_rng():
+            return build_teacher(read_teacher_config(self.cfg), self.cfg.INPUT.FORMAT).model
+
+
+def _write_student_config(cfg: CfgNode) -> None:
+    plain = plain_config(cfg)
+    plain.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+    PathManager.mkdirs(cfg.OUTPUT_DIR)
+    with PathManager.open(os.path.join(cfg.OUTPUT_DIR, "student.yaml"), "w") as file:
+        file.write(plain.dump())

@@ -1,0 +1,175 @@
+"""Building the two detectors: the student from the config, the teacher from its own, complete."""
+
+import hashlib
+import logging
+import os
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.model_zoo import get_checkpoint_url, get_config_file
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from ..config import add_d2kd_config
+from .teacher import FrozenTeacher
+
+__all__ = ["build_student", "build_teacher", "read_teacher_config", "teacher_identity"]
+
+logger = logging.getLogger(__name__)
+
+
+def build_student(cfg: CfgNode) -> nn.Module:
+    """The student of ``cfg.MODEL`` with ROI heads that share what they predict.
+
+    Its parameters, their names and their initial values are those of the stock model.
+    """
+    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+        return build_model(cfg)
+    _check_roi_heads(cfg, "MODEL.ROI_HEADS.NAME of the student")
+    if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
+        raise ValueError(
+            "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES moves the proposals that student and teacher "
+            "share: set it to False"
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_HEADS.NAME = "SharedProposalROIHeads"
+    return build_model(cfg)
+
+
+def _check_roi_heads(cfg: CfgNode, key: str) -> None:
+    if cfg.MODEL.ROI_HEADS.NAME not in ("StandardROIHeads", "SharedProposalROIHeads"):
+        raise ValueError(f"{key} is {cfg.MODEL.ROI_HEADS.NAME!r}: set it to 'StandardROIHeads'")
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME != "RPN":
+        name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+        raise ValueError(f"MODEL.PROPOSAL_GENERATOR.NAME is {name!r}: set it to 'RPN'")
+
+
+def read_teacher_config(cfg: CfgNode) -> CfgNode:
+    """The teacher's own config, with MODEL.WEIGHTS resolved and on the student's device.
+
+    Raises:
+        FileNotFoundError: DISTILL.TEACHER.CONFIG_FILE is neither a file nor a model-zoo name, or
+            there are no weights for it.
+    """
+    name = cfg.DISTILL.TEACHER.CONFIG_FILE
+    if not name:
+        raise ValueError(
+            "DISTILL.TEACHER.CONFIG_FILE is empty: set it to a model-zoo name "
+            "('COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml') or to the path of a yaml file"
+        )
+    teacher_cfg = get_cfg()
+    add_d2kd_config(teacher_cfg)
+    teacher_cfg.merge_from_file(_find_config(name))
+    teacher_cfg.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or _zoo_weights(name)
+    teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
+    if teacher_cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        _check_roi_heads(teacher_cfg, f"MODEL.ROI_HEADS.NAME of the teacher ({name})")
+    return teacher_cfg
+
+
+def _find_config(name: str) -> str:
+    if os.path.isfile(name):
+        return name
+    try:
+        return get_config_file(name)
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"DISTILL.TEACHER.CONFIG_FILE {name!r} is neither a file (seen from {os.getcwd()}) nor "
+            "the name of a config in Detectron2's model zoo"
+        ) from error
+
+
+def _zoo_weights(name: str) -> str:
+    try:
+        return get_checkpoint_url(name)
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"there are no model-zoo weights for {name!r}: set DISTILL.TEACHER.WEIGHTS to the "
+            "path, URL or detectron2:// address of the teacher's checkpoint"
+        ) from error
+
+
+def build_teacher(teacher_cfg: CfgNode, student_format: str) -> FrozenTeacher:
+    """Build the teacher and load every one of its weights, or stop.
+
+    Args:
+        teacher_cfg: from ``read_teacher_config``.
+        student_format: INPUT.FORMAT in which the batches are read.
+
+    Raises:
+        FileNotFoundError: the weights are not there.
+        ValueError: a weight of the teacher is missing in the file or has another shape, or the
+            teacher's INPUT.FORMAT cannot be made from the student's.
+    """
+    formats = {student_format, teacher_cfg.INPUT.FORMAT}
+    if len(formats) > 1 and formats != {"RGB", "BGR"}:
+        raise ValueError(
+            f"the teacher reads {teacher_cfg.INPUT.FORMAT} images and the student "
+            f"{student_format}: set INPUT.FORMAT to {teacher_cfg.INPUT.FORMAT!r}"
+        )
+    model = build_model(teacher_cfg)
+    _load_completely(model, teacher_cfg.MODEL.WEIGHTS)
+    return FrozenTeacher(model, swap_channels=len(formats) > 1)
+
+
+class _ReportingCheckpointer(DetectionCheckpointer):
+    """DetectionCheckpointer that keeps what it could not match."""
+
+    def _load_model(self, checkpoint):
+        self.incompatible = super()._load_model(checkpoint)
+        return self.incompatible
+
+
+def _load_completely(model: nn.Module, weights: str) -> None:
+    path = _local_path(weights)
+    checkpointer = _ReportingCheckpointer(model)
+    try:
+        checkpointer.load(path, checkpointables=[])
+    except Exception as error:
+        raise ValueError(
+            f"DISTILL.TEACHER.WEIGHTS {weights} cannot be read as a checkpoint: {error}"
+        ) from error
+    found = checkpointer.incompatible
+    wrong_shape = [f"{k}: file {a}, model {b}" for k, a, b in found.incorrect_shapes]
+    # A tensor of another shape is taken out of the checkpoint and so also counts as missing.
+    shapes = {k for k, *_ in found.incorrect_shapes}
+    missing = [k for k in found.missing_keys if k not in shapes]
+    matched = len(model.state_dict()) - len(missing) - len(wrong_shape)
+    lists = {"missing": missing, "wrong shape": wrong_shape, "unexpected": found.unexpected_keys}
+    report = f"teacher weights {weights}: {matched} matched" + "".join(
+        f", {len(keys)} {name}" for name, keys in lists.items()
+    )
+    logger.info(report)
+    if missing or wrong_shape:
+        details = [f"  {name}: {key}" for name, keys in lists.items() for key in keys[:10]]
+        raise ValueError(
+            "\n".join([report, *details])
+            + "\nthe teacher is incomplete: DISTILL.TEACHER.WEIGHTS must belong to "
+            "DISTILL.TEACHER.CONFIG_FILE"
+        )
+
+
+def _local_path(weights: str) -> str:
+    try:
+        path = PathManager.get_local_path(weights)
+    except Exception as error:
+        raise FileNotFoundError(
+            f"DISTILL.TEACHER.WEIGHTS {weights} cannot be fetched: {error}"
+        ) from error
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"DISTILL.TEACHER.WEIGHTS {weights} is not there: set it to the teacher's checkpoint"
+        )
+    return path
+
+
+def teacher_identity(cfg: CfgNode) -> dict:
+    """Which file the teacher came from: its name and sha256, for a checkpoint to remember."""
+    weights = cfg.DISTILL.TEACHER.WEIGHTS or _zoo_weights(cfg.DISTILL.TEACHER.CONFIG_FILE)
+    digest = hashlib.sha256()
+    with open(_local_path(weights), "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return {"weights": weights, "sha256": digest.hexdigest()}

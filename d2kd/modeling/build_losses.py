@@ -1,0 +1,79 @@
+"""From the DISTILL.* keys to loss modules: the only place where a loss meets a config."""
+
+from typing import Callable, Dict
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..config import LOSS_NAMES
+from ..layers import build_adapters
+from ..losses.classification import ClassificationLoss
+from ..losses.feature import FeatureLoss
+from ..losses.regression import RegressionLoss
+from .checks import check_levels
+
+__all__ = ["build_distill_losses"]
+
+
+def _parameters(node: CfgNode, name: str) -> Dict[str, object]:
+    """What the config says to a registered mask or distance: its node, with lower-case names."""
+    return {key.lower(): value for key, value in node.get(name.upper(), {}).items()}
+
+
+def _build_feature(cfg: CfgNode, student: nn.Module, teacher: nn.Module) -> nn.Module:
+    node, shapes = cfg.DISTILL.FEATURE, student.backbone.output_shape()
+    levels = node.LEVELS or list(shapes)
+    check_levels(levels, student, teacher)
+    return FeatureLoss(
+        weight=node.WEIGHT,
+        mask=node.MASK,
+        mask_args=_parameters(cfg.DISTILL.MASKS, node.MASK),
+        distance=node.DISTANCE,
+        distance_args=_parameters(cfg.DISTILL.DISTANCES, node.DISTANCE),
+        channels=node.CHANNELS,
+        adapters=build_adapters(node.ADAPTER, levels, shapes, teacher.backbone.output_shape()),
+    )
+
+
+def _build_classification(cfg: CfgNode, student: nn.Module, teacher: nn.Module) -> nn.Module:
+    node = cfg.DISTILL.CLS
+    return ClassificationLoss(
+        weight=node.WEIGHT,
+        where=node.WHERE,
+        mask_args=_parameters(cfg.DISTILL.MASKS, node.WHERE),
+        distance=node.DISTANCE,
+        temperature=node.TEMPERATURE,
+    )
+
+
+def _build_regression(cfg: CfgNode, student: nn.Module, teacher: nn.Module) -> nn.Module:
+    node = cfg.DISTILL.REG
+    return RegressionLoss(
+        weight=node.WEIGHT, gate=node.GATE, distance=node.DISTANCE, temperature=node.TEMPERATURE
+    )
+
+
+_BUILDERS: Dict[str, Callable[[CfgNode, nn.Module, nn.Module], nn.Module]] = {
+    "feature": _build_feature,
+    "cls": _build_classification,
+    "reg": _build_regression,
+}
+
+
+def build_distill_losses(cfg: CfgNode, student: nn.Module, teacher: nn.Module) -> nn.ModuleDict:
+    """The enabled losses by name, adapters inside.
+
+    Args:
+        cfg: with DISTILL.*.
+        student, teacher: the detectors, for the shapes of their feature levels.
+
+    Raises:
+        ValueError: DISTILL.LOSSES is empty or names an unknown loss, or a loss's keys do not fit.
+    """
+    names = list(cfg.DISTILL.LOSSES)
+    if not names or set(names) - set(LOSS_NAMES):
+        raise ValueError(
+            f"DISTILL.LOSSES is {names}: set it to one or more of {list(LOSS_NAMES)}, or set "
+            "DISTILL.ENABLED False to train without a teacher"
+        )
+    return nn.ModuleDict({name: _BUILDERS[name](cfg, student, teacher) for name in names})

@@ -1,0 +1,85 @@
+#!/usr/bin/env python
+"""Train, distil or evaluate a detector.
+
+    python train_net.py --config-file configs/TAR/faster_rcnn_R_50_from_R_101_FPN_1x.yaml [--num-gpus 8]
+
+As Detectron2's own training script; DISTILL.* in the config says who teaches and what is compared.
+"""
+
+import os
+from collections import OrderedDict
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from d2kd import DistillTrainer, add_d2kd_config
+from d2kd.data import check_num_classes, register_custom_datasets
+from d2kd.modeling.build import build_teacher, read_teacher_config
+
+
+def setup(args) -> CfgNode:
+    cfg = get_cfg()
+    add_d2kd_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2kd")
+    register_custom_datasets(cfg)
+    check_num_classes(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def eval_student(cfg: CfgNode, resume: bool) -> OrderedDict:
+    """Evaluate the plain student of the config; no teacher is built."""
+    plain = cfg.clone()
+    plain.defrost()
+    plain.DISTILL.ENABLED = False
+    model = DistillTrainer.build_model(plain)
+    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+        cfg.MODEL.WEIGHTS, resume=resume
+    )
+    return DistillTrainer.test(plain, model)
+
+
+def eval_teacher(cfg: CfgNode) -> OrderedDict:
+    """Evaluate the teacher on the student's test sets, read in the teacher's own format."""
+    teacher_cfg = read_teacher_config(cfg)
+    teacher_cfg.DATASETS = cfg.DATASETS
+    teacher_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "teacher")
+    teacher = build_teacher(teacher_cfg, teacher_cfg.INPUT.FORMAT)
+    return DistillTrainer.test(teacher_cfg, teacher.model)
+
+
+def main(args):
+    cfg = setup(args)
+    if args.eval_teacher:
+        eval_teacher(cfg)
+    if args.eval_only:
+        results = eval_student(cfg, args.resume)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = DistillTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--eval-teacher", action="store_true", help="evaluate the teacher before anything else"
+    )
+    args = parser.parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
