@@ -10,8 +10,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py
 
+# One thread: on the tests' tiny networks more of them only wait for each other.
 test: $(STAMP)
-	$(BIN)/python -m pytest --durations=10
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --durations=10
 
 # What training wrote under output/ stays, apart from the demo's.
 clean:
