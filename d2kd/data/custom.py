@@ -193,7 +193,7 @@ def register_custom_datasets(cfg: CfgNode) -> None:
     Check and register the sets of DATASETS.CUSTOM that DATASETS.TRAIN and TEST use.
 
     The used ones are read entirely, so that whatever is wrong shows before training starts;
-    those declared but not used are only checked for their keys and paths when they are used.
+    declarations that are not used are not looked at.
 
     Raises:
         DatasetError: something is misspelt, missing or malformed; names the key or file.
