@@ -25,7 +25,7 @@ REQUIRED = {
 def parse_json(path: Path) -> Dict[str, Any]:
     """The JSON object of a file; DatasetError with file and line when it is malformed."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DatasetError(f"{path}:{error.lineno}: malformed JSON: {error}") from error
     except UnicodeDecodeError as error:
@@ -104,7 +104,7 @@ def read_coco(annotations: Path, images: Path) -> Tuple[List[AnnotatedImage], Tu
     check_lists(content, annotations)
     check_annotations(content, annotations)
     categories = sorted(content["categories"], key=lambda entry: entry["id"])
-    names = {entry["id"]: entry["name"] for entry in categories}
+    names = {entry["id"]: str(entry["name"]) for entry in categories}
     # Without a dataset name the ids stay as they are; they become indices by class name later,
     # as two files of one data set may number the same classes differently.
     read = [

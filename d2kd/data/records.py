@@ -131,7 +131,9 @@ def to_dataset_dicts(
         width, height = image_size(image.file_name, image.source)
         label = os.path.basename(image.file_name)
         if (width, height) != image.size:
-            remarks.resized.append(f"{label} ({width}x{height}, not {'%dx%d' % image.size})")
+            remarks.resized.append(
+                f"{label} ({width}x{height}, not {image.size[0]}x{image.size[1]})"
+            )
         if not os.path.abspath(image.file_name).startswith(os.path.join(folder, "")):
             remarks.outside.append(image.file_name)
         annotations = []

@@ -130,7 +130,9 @@ def read_voc(
     Raises:
         DatasetError: with the file (and line) that is missing or malformed.
     """
-    ids = [line.strip() for line in split.read_text().splitlines() if line.strip()]
+    ids = [
+        line.strip() for line in split.read_text(encoding="utf-8-sig").splitlines() if line.strip()
+    ]
     if not ids:
         raise DatasetError(f"{split} lists no image; put one image name a line into it")
     seen = set()

@@ -33,6 +33,11 @@ def test_boxes_classes_and_sizes(root, voc):
     assert (dog["iscrowd"], second["annotations"][0]["iscrowd"]) == (0, 1)
 
 
+def test_files_as_windows_tools_write_them(root, voc):
+    (root / "toy/all.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\r\n")
+    assert [record["image_id"] for record in load(voc)] == ["a", "b"]
+
+
 def test_absolute_paths(root, voc):
     paths = {key: str(root / value) for key, value in voc.items() if key != "FORMAT"}
     assert len(load({"FORMAT": "voc", **paths})) == 2
