@@ -1,4 +1,4 @@
-"""What the three losses have in common: precision, parameters, matching sizes."""
+"""What masks, distances and losses share: precision, parameters, matching sizes."""
 
 import functools
 import inspect

@@ -14,6 +14,8 @@ import torch
 from fvcore.common.registry import Registry
 from torch import Tensor
 
+from .common import full_precision
+
 __all__ = [
     "MASK_REGISTRY",
     "MaskInput",
@@ -114,8 +116,7 @@ def gaussian(inputs: MaskInput, *, sigma2: float = 2.0, levels: str = "all") -> 
     """
     if levels not in ("all", "own"):
         raise ValueError(f"levels of the gaussian mask must be 'all' or 'own', not {levels!r}")
-    boxes, image_index = inputs.boxes, inputs.image_index
-    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    boxes = full_precision(inputs.boxes)
     if levels == "own":
         # Weighs instead of selecting: a selection's size would have to be known on the host.
         own = (_own_stride(boxes, inputs.strides) == inputs.stride).to(boxes.dtype)
@@ -126,7 +127,7 @@ def gaussian(inputs: MaskInput, *, sigma2: float = 2.0, levels: str = "all") -> 
     along_y = _gaussian_1d(boxes[:, 1::2] / inputs.stride, height, sigma2) * own[:, None]
     per_box = along_y[:, :, None] * along_x[:, None, :]
     mask = boxes.new_zeros(num_images, height, width)
-    index = image_index[:, None, None].expand_as(per_box)
+    index = inputs.image_index[:, None, None].expand_as(per_box)
     return mask.scatter_reduce_(0, index, per_box, "amax")
 
 
@@ -174,5 +175,4 @@ def richness(inputs: MaskInput) -> Tensor:
             f"{inputs.stride}, but its dense head does not look at that level: "
             f"leave it out of DISTILL.FEATURE.LEVELS or choose another mask"
         )
-    best = logits.detach().amax(dim=1)
-    return best.to(torch.promote_types(best.dtype, torch.float32)).sigmoid()
+    return full_precision(logits.detach().amax(dim=1)).sigmoid()
