@@ -82,6 +82,12 @@ class FCOS(d2_fcos.FCOS):
         """
         return super().label_anchors(anchors, [_with_a_box(x) for x in gt_instances])
 
+    def losses(self, anchors, pred_logits, gt_labels, pred_deltas, gt_boxes, pred_centerness):
+        """Compute Detectron2's FCOS losses in float32: its GIoU fails on what autocast gives."""
+        predictions = pred_logits, pred_deltas, pred_centerness
+        logits, deltas, centerness = ([x.float() for x in maps] for maps in predictions)
+        return super().losses(anchors, logits, gt_labels, deltas, gt_boxes, centerness)
+
 
 def _build_head(fcos, shapes) -> d2_fcos.FCOSHead:
     """The head for these backbone shapes: ``MODEL.FCOS``, level name -> ShapeSpec."""

@@ -108,10 +108,35 @@ def test_yaml_says_what_the_zoo_config_says():
     assert cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER == zoo.lr_multiplier.warmup_length
     assert cfg.SOLVER.IMS_PER_BATCH == zoo.dataloader.train.total_batch_size
     assert cfg.MODEL.WEIGHTS == zoo.train.init_checkpoint
+    assert cfg.MODEL.FCOS.PRIOR_PROB == zoo.model.head.prior_prob
     assert cfg.MODEL.BACKBONE.FREEZE_AT == zoo.model.backbone.bottom_up.freeze_at
     resize = zoo.dataloader.train.mapper.augmentations[0]
     assert list(cfg.INPUT.MIN_SIZE_TRAIN) == list(resize.short_edge_length)
     assert cfg.INPUT.MAX_SIZE_TRAIN == resize.max_size
+
+
+def test_every_key_reaches_the_model():
+    cfg = _cfg()
+    settings = {
+        "NUM_CLASSES": ("num_classes", 7),
+        "IN_FEATURES": ("head_in_features", ["p4", "p5", "p6"]),
+        "CENTER_SAMPLING_RADIUS": ("center_sampling_radius", 2.5),
+        "FOCAL_LOSS_ALPHA": ("focal_loss_alpha", 0.3),
+        "FOCAL_LOSS_GAMMA": ("focal_loss_gamma", 1.0),
+        "SCORE_THRESH_TEST": ("test_score_thresh", 0.1),
+        "TOPK_CANDIDATES_TEST": ("test_topk_candidates", 50),
+        "NMS_THRESH_TEST": ("test_nms_thresh", 0.4),
+    }
+    head = {"NUM_CONVS": 1, "NORM": "", "PRIOR_PROB": 0.5}
+    assert set(settings) | set(head) == set(cfg.MODEL.FCOS)
+    cfg.MODEL.FCOS.update({key: value for key, (_, value) in settings.items()}, **head)
+    cfg.TEST.DETECTIONS_PER_IMAGE = 9
+    model = build_model(cfg)
+    for name, value in settings.values():
+        assert getattr(model, name) == value
+    assert model.max_detections_per_image == 9
+    assert len(model.head.cls_subnet) == 2, "one convolution and its ReLU, no norm"
+    assert model.head.cls_score.bias.tolist() == [0] * 7
 
 
 def test_further_levels_follow_the_last_fpn_level():
