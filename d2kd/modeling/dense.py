@@ -120,9 +120,12 @@ def _observe_teacher(
     teacher: FrozenTeacher, batch: List[dict], positives: List["_LevelPositives"], want: Wanted
 ) -> DetectorOutputs:
     """The teacher's features and those branches of its head that somebody reads."""
-    features, head = teacher.features(batch), teacher.model.head
-    levels, requires = teacher.model.head_in_features, want.requires
+    features, requires = teacher.features(batch), want.requires
     outputs: Dict[str, Any] = {}
+    if requires <= {"features"}:
+        # Then the teacher may be of any family.
+        return DetectorOutputs(features=features)
+    head, levels = teacher.model.head, teacher.model.head_in_features
     if requires & {"dense_logits", "logits"}:
         logits = class_logits(head, [features[name] for name in levels])
         outputs["dense_logits"] = dict(zip(levels, logits))

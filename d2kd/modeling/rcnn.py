@@ -67,7 +67,7 @@ def observe_rcnn(
         gt_image=gt_image,
         regions=Boxes.cat(regions).tensor,
         labels=labels,
-        region_gt_boxes=Boxes.cat([p.gt_boxes for p in positives]).tensor,
+        region_gt_boxes=Boxes.cat([_matched_boxes(p) for p in positives]).tensor,
         activation="softmax",
         box_coder=box_coder_of(student.roi_heads.box_predictor),
     )
@@ -93,9 +93,9 @@ def _run_teacher_rpn(
     teacher: FrozenTeacher, images: ImageList, features: Dict[str, Tensor], want: Wanted
 ) -> Tuple[Dict[str, Tensor], List[Instances]]:
     """The teacher's objectness and proposals, each only if somebody reads it."""
-    rpn = teacher.model.proposal_generator
     if "dense_logits" not in want.requires and want.proposals != "union":
         return {}, []
+    rpn = teacher.model.proposal_generator
     level_features = [features[f] for f in rpn.in_features]
     if want.proposals != "union":
         head = rpn.rpn_head
@@ -129,6 +129,11 @@ def _positives(proposals: Instances, num_classes: int) -> Instances:
     """The sampled proposals of one image that a ground-truth box was matched to."""
     labels = proposals.gt_classes
     return proposals[((labels >= 0) & (labels < num_classes)).nonzero().squeeze(1)]
+
+
+def _matched_boxes(positives: Instances) -> Boxes:
+    """Detectron2 sets no gt_boxes in an image without ground truth, which has no positives."""
+    return positives.gt_boxes if positives.has("gt_boxes") else positives.proposal_boxes
 
 
 @torch.no_grad()

@@ -1,0 +1,26 @@
+"""What several folders of tests share; helpers.py builds the tiny detectors."""
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from helpers import TRAIN_SET, register_train_set, write_teacher
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny networks are fastest so, and sums are always taken in the same order."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def teacher_files(tmp_path_factory):
+    """(yaml, checkpoint) of a teacher that is wider than the student."""
+    return write_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="session")
+def train_set(tmp_path_factory):
+    """The registered name of eight images with ground truth."""
+    register_train_set(tmp_path_factory.mktemp("images"))
+    yield TRAIN_SET
+    DatasetCatalog.remove(TRAIN_SET)
