@@ -11,7 +11,9 @@ K = 5
 DETECTORS = ["RetinaNet", "FCOS", "GFL"]
 _BACKBONE = {
     "MODEL.DEVICE": "cpu",
-    "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
+    # With GN on every level, features are of order 1 although nothing is trained.
+    "MODEL.BACKBONE.NAME": "build_fcos_resnet_fpn_backbone",
+    "MODEL.FPN.NORM": "GN",
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
