@@ -61,7 +61,9 @@ class LossRatioHook(HookBase):
         self.period = period
 
     def after_step(self) -> None:
-        if (self.trainer.iter + 1) % self.period:
+        done = self.trainer.iter + 1
+        # The iterations at which Detectron2's writers write.
+        if done % self.period and done != self.trainer.max_iter:
             return
         storage = self.trainer.storage
         losses = {

@@ -5,6 +5,7 @@ import os
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -13,7 +14,7 @@ from torch import nn
 
 from ..config import plain_config
 from ..data import build_evaluator
-from ..modeling.build import build_teacher, read_teacher_config, teacher_identity
+from ..modeling.build import build_teacher, find_weights, read_teacher_config
 from ..modeling.inherit import inherit
 from .hooks import build_distill_hooks, unwrap
 
@@ -23,8 +24,12 @@ __all__ = ["DistillTrainer", "TeacherIdentity"]
 class TeacherIdentity:
     """A checkpointable that remembers whose student this is, and refuses another teacher."""
 
-    def __init__(self, cfg: CfgNode):
-        self.identity = teacher_identity(cfg)
+    def __init__(self, identity: dict):
+        """
+        Args:
+            identity: "weights" and "sha256", of ``FrozenTeacher.identity``.
+        """
+        self.identity = identity
 
     def state_dict(self) -> dict:
         return dict(self.identity)
@@ -53,7 +58,9 @@ class DistillTrainer(DefaultTrainer):
             distiller = unwrap(self.model)
             self.checkpointer.model = distiller.student
             self.checkpointer.add_checkpointable("distill_losses", distiller.distill_losses)
-            self.checkpointer.add_checkpointable("teacher", TeacherIdentity(cfg))
+            self.checkpointer.add_checkpointable(
+                "teacher", TeacherIdentity(distiller.teacher.identity)
+            )
         if comm.is_main_process():
             _write_student_config(cfg)
 
@@ -90,23 +97,36 @@ class DistillTrainer(DefaultTrainer):
     def build_hooks(self):
         hooks = super().build_hooks()
         if self.cfg.DISTILL.ENABLED:
-            # Before the last one, the writer, so that what they log is written in the same step.
-            hooks[-1:-1] = build_distill_hooks(self.cfg)
+            # Before the writer, which only the main process has: what they log is written in the
+            # same step.
+            writers = [i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicWriter)]
+            at = writers[0] if writers else len(hooks)
+            hooks[at:at] = build_distill_hooks(self.cfg)
         return hooks
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer; a fresh start also takes DISTILL.STUDENT.INHERIT's weights."""
-        super().resume_or_load(resume=resume)
         resumed = resume and self.checkpointer.has_checkpoint()
+        if self.cfg.MODEL.WEIGHTS and not resumed:
+            find_weights(self.cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+        super().resume_or_load(resume=resume)
         prefixes = self.cfg.DISTILL.STUDENT.INHERIT
         if prefixes and not resumed:
             inherit(self.checkpointer.model, self._get_teacher(), prefixes)
+
+    def state_dict(self) -> dict:
+        """With the optimizer, which Detectron2 0.6 leaves out of its checkpoints."""
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self._trainer.load_state_dict(state["_trainer"])
 
     def _get_teacher(self) -> nn.Module:
         if self.cfg.DISTILL.ENABLED:
             return unwrap(self.model).teacher.model
         # A baseline that starts as its distilled twin does: the same weights, the same streams.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             return build_teacher(read_teacher_config(self.cfg), self.cfg.INPUT.FORMAT).model
 
 

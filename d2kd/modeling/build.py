@@ -12,9 +12,10 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..config import add_d2kd_config
+from .checks import check_two_stage
 from .teacher import FrozenTeacher
 
-__all__ = ["build_student", "build_teacher", "read_teacher_config", "teacher_identity"]
+__all__ = ["build_student", "build_teacher", "find_weights", "read_teacher_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def build_student(cfg: CfgNode) -> nn.Module:
     """
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
         return build_model(cfg)
-    _check_roi_heads(cfg, "MODEL.ROI_HEADS.NAME of the student")
+    check_two_stage(cfg, "the student's")
     if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
         raise ValueError(
             "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES moves the proposals that student and teacher "
@@ -36,14 +37,6 @@ def build_student(cfg: CfgNode) -> nn.Module:
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.NAME = "SharedProposalROIHeads"
     return build_model(cfg)
-
-
-def _check_roi_heads(cfg: CfgNode, key: str) -> None:
-    if cfg.MODEL.ROI_HEADS.NAME not in ("StandardROIHeads", "SharedProposalROIHeads"):
-        raise ValueError(f"{key} is {cfg.MODEL.ROI_HEADS.NAME!r}: set it to 'StandardROIHeads'")
-    if cfg.MODEL.PROPOSAL_GENERATOR.NAME != "RPN":
-        name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
-        raise ValueError(f"MODEL.PROPOSAL_GENERATOR.NAME is {name!r}: set it to 'RPN'")
 
 
 def read_teacher_config(cfg: CfgNode) -> CfgNode:
@@ -64,8 +57,6 @@ def read_teacher_config(cfg: CfgNode) -> CfgNode:
     teacher_cfg.merge_from_file(_find_config(name))
     teacher_cfg.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or _zoo_weights(name)
     teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
-    if teacher_cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-        _check_roi_heads(teacher_cfg, f"MODEL.ROI_HEADS.NAME of the teacher ({name})")
     return teacher_cfg
 
 
@@ -109,9 +100,13 @@ def build_teacher(teacher_cfg: CfgNode, student_format: str) -> FrozenTeacher:
             f"the teacher reads {teacher_cfg.INPUT.FORMAT} images and the student "
             f"{student_format}: set INPUT.FORMAT to {teacher_cfg.INPUT.FORMAT!r}"
         )
+    weights = teacher_cfg.MODEL.WEIGHTS
+    path = find_weights(weights, "DISTILL.TEACHER.WEIGHTS")
+    # Of the very file that is read next: it may be replaced while the student trains.
+    identity = {"weights": weights, "sha256": _sha256(path)}
     model = build_model(teacher_cfg)
-    _load_completely(model, teacher_cfg.MODEL.WEIGHTS)
-    return FrozenTeacher(model, swap_channels=len(formats) > 1)
+    _load_completely(model, weights, path)
+    return FrozenTeacher(model, swap_channels=len(formats) > 1, identity=identity)
 
 
 class _ReportingCheckpointer(DetectionCheckpointer):
@@ -122,8 +117,7 @@ class _ReportingCheckpointer(DetectionCheckpointer):
         return self.incompatible
 
 
-def _load_completely(model: nn.Module, weights: str) -> None:
-    path = _local_path(weights)
+def _load_completely(model: nn.Module, weights: str, path: str) -> None:
     checkpointer = _ReportingCheckpointer(model)
     try:
         checkpointer.load(path, checkpointables=[])
@@ -151,25 +145,32 @@ def _load_completely(model: nn.Module, weights: str) -> None:
         )
 
 
-def _local_path(weights: str) -> str:
+def find_weights(weights: str, key: str) -> str:
+    """The local file of a checkpoint, downloaded if need be.
+
+    Args:
+        weights: a path, URL or detectron2:// address.
+        key: where it is configured, for the message.
+
+    Raises:
+        FileNotFoundError: it is not there, or cannot be fetched.
+    """
     try:
         path = PathManager.get_local_path(weights)
     except Exception as error:
+        raise FileNotFoundError(f"{key} {weights} cannot be fetched: {error}") from error
+    # Detectron2 reads options behind a question mark.
+    if not os.path.isfile(path.split("?")[0]):
         raise FileNotFoundError(
-            f"DISTILL.TEACHER.WEIGHTS {weights} cannot be fetched: {error}"
-        ) from error
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"DISTILL.TEACHER.WEIGHTS {weights} is not there: set it to the teacher's checkpoint"
+            f"{key} {weights} is not there (seen from {os.getcwd()}): set it to the path, URL or "
+            "detectron2:// address of a checkpoint"
         )
     return path
 
 
-def teacher_identity(cfg: CfgNode) -> dict:
-    """Which file the teacher came from: its name and sha256, for a checkpoint to remember."""
-    weights = cfg.DISTILL.TEACHER.WEIGHTS or _zoo_weights(cfg.DISTILL.TEACHER.CONFIG_FILE)
+def _sha256(path: str) -> str:
     digest = hashlib.sha256()
-    with open(_local_path(weights), "rb") as file:
+    with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
-    return {"weights": weights, "sha256": digest.hexdigest()}
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from ..layers import build_adapters
 from ..losses.classification import ClassificationLoss
 from ..losses.feature import FeatureLoss
 from ..losses.regression import RegressionLoss
-from .checks import check_levels
+from .checks import check_dense_levels, check_levels
 
 __all__ = ["build_distill_losses"]
 
@@ -24,7 +24,7 @@ def _build_feature(cfg: CfgNode, student: nn.Module, teacher: nn.Module) -> nn.M
     node, shapes = cfg.DISTILL.FEATURE, student.backbone.output_shape()
     levels = node.LEVELS or list(shapes)
     check_levels(levels, student, teacher)
-    return FeatureLoss(
+    loss = FeatureLoss(
         weight=node.WEIGHT,
         mask=node.MASK,
         mask_args=_parameters(cfg.DISTILL.MASKS, node.MASK),
@@ -33,6 +33,9 @@ def _build_feature(cfg: CfgNode, student: nn.Module, teacher: nn.Module) -> nn.M
         channels=node.CHANNELS,
         adapters=build_adapters(node.ADAPTER, levels, shapes, teacher.backbone.output_shape()),
     )
+    if "dense_logits" in loss.requires:
+        check_dense_levels(cfg, levels)
+    return loss
 
 
 def _build_classification(cfg: CfgNode, student: nn.Module, teacher: nn.Module) -> nn.Module:

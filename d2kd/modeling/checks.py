@@ -5,15 +5,12 @@ from typing import Any, FrozenSet, Iterable
 from detectron2.config import CfgNode
 from torch import nn
 
-__all__ = ["check_levels", "check_pair"]
+from ..data import num_classes_key
 
-# The part of a config that gives the same regions the same meaning in both detectors.
-_CLASS_KEYS = {
-    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
-    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-    "FCOS": "MODEL.FCOS.NUM_CLASSES",
-    "GFL": "MODEL.GFL.NUM_CLASSES",
-}
+__all__ = ["check_dense_levels", "check_levels", "check_pair", "check_two_stage"]
+
+# The part of a config that gives the same regions the same meaning in both detectors. A detector
+# of one's own has no entry: its observer is trusted.
 _ANCHOR_KEYS = ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
 _BOX_KEYS = {
     "GeneralizedRCNN": ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",),
@@ -21,17 +18,18 @@ _BOX_KEYS = {
     "FCOS": (),
     "GFL": ("MODEL.GFL.REG_MAX",),
 }
-_DENSE_KEYS = {
-    "GeneralizedRCNN": ("MODEL.RPN.IN_FEATURES", *_ANCHOR_KEYS),
-    "RetinaNet": ("MODEL.RETINANET.IN_FEATURES", *_ANCHOR_KEYS),
-    "FCOS": ("MODEL.FCOS.IN_FEATURES",),
-    "GFL": ("MODEL.GFL.IN_FEATURES",),
+_DENSE_LEVEL_KEYS = {
+    "GeneralizedRCNN": "MODEL.RPN.IN_FEATURES",
+    "RetinaNet": "MODEL.RETINANET.IN_FEATURES",
+    "FCOS": "MODEL.FCOS.IN_FEATURES",
+    "GFL": "MODEL.GFL.IN_FEATURES",
 }
 
 
 def _get(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key; None where this version of Detectron2 has no such key."""
     for part in key.split("."):
-        cfg = cfg[part]
+        cfg = cfg.get(part) if cfg is not None else None
     return cfg
 
 
@@ -55,17 +53,67 @@ def check_pair(cfg: CfgNode, teacher_cfg: CfgNode, requires: FrozenSet[str]) -> 
     Raises:
         ValueError: names the key, both values, and what to set it to.
     """
-    family, wants_heads = cfg.MODEL.META_ARCHITECTURE, requires - {"features"}
-    if not wants_heads and cfg.DISTILL.PROPOSALS != "union":
+    family, heads = cfg.MODEL.META_ARCHITECTURE, requires - {"features"}
+    two_stage, union = family == "GeneralizedRCNN", cfg.DISTILL.PROPOSALS == "union"
+    if union and not two_stage:
+        raise ValueError(f"{family} has no proposals: set DISTILL.PROPOSALS to 'student'")
+    if "box_bins" in heads and family in _BOX_KEYS and family != "GFL":
+        raise ValueError(f"{family} has no box-edge bins: set DISTILL.REG.DISTANCE to 'box_loss'")
+    if not heads and not union:
         return
     why = "the enabled losses compare their heads"
     _check_keys(cfg, teacher_cfg, ["MODEL.META_ARCHITECTURE"], why)
-    if wants_heads & {"logits", "deltas"} or family != "GeneralizedRCNN":
-        _check_keys(cfg, teacher_cfg, [_CLASS_KEYS[family]], why)
-    if "dense_logits" in wants_heads or family != "GeneralizedRCNN":
-        _check_keys(cfg, teacher_cfg, _DENSE_KEYS[family], why)
-    if wants_heads & {"logits", "deltas", "box_bins"}:
-        _check_keys(cfg, teacher_cfg, _BOX_KEYS[family], "they must mean the same box")
+    if two_stage:
+        check_two_stage(teacher_cfg, "the teacher's")
+    if heads & {"logits", "deltas"} or (heads and not two_stage):
+        _check_keys(cfg, teacher_cfg, filter(None, [num_classes_key(cfg)]), why)
+    if family in _DENSE_LEVEL_KEYS and ("dense_logits" in heads or not two_stage):
+        keys = [_DENSE_LEVEL_KEYS[family]]
+        anchors = _ANCHOR_KEYS if family in ("GeneralizedRCNN", "RetinaNet") else ()
+        _check_keys(cfg, teacher_cfg, [*keys, *anchors], why)
+    if heads & {"logits", "deltas", "box_bins"}:
+        _check_keys(cfg, teacher_cfg, _BOX_KEYS.get(family, ()), "they must mean the same box")
+
+
+def check_two_stage(cfg: CfgNode, whose: str) -> None:
+    """The parts of a GeneralizedRCNN whose heads are read must be the standard ones.
+
+    Args:
+        cfg: with MODEL.*.
+        whose: "the student's" or "the teacher's", for the message.
+
+    Raises:
+        ValueError: names the key and the value it must have.
+    """
+    standard = {
+        "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+        "MODEL.PROPOSAL_GENERATOR.NAME": "RPN",
+        # Not in Detectron2 0.6. Its logits are not a softmax's.
+        "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
+    }
+    for key, value in standard.items():
+        found = _get(cfg, key)
+        if found is not None and found != value:
+            raise ValueError(f"{whose} {key} is {found!r}: set it to {value!r}")
+
+
+def check_dense_levels(cfg: CfgNode, levels: Iterable[str]) -> None:
+    """A mask that reads dense logits needs them on every distilled level.
+
+    Args:
+        cfg: the student's.
+        levels: that are distilled.
+
+    Raises:
+        ValueError: names the levels without, and the key.
+    """
+    key = _DENSE_LEVEL_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    lacking = sorted(set(levels) - set(_get(cfg, key))) if key else []
+    if lacking:
+        raise ValueError(
+            f"the mask {cfg.DISTILL.FEATURE.MASK!r} reads the dense head, which does not look at "
+            f"{lacking}: set DISTILL.FEATURE.LEVELS to some of {key}, {_get(cfg, key)}"
+        )
 
 
 def check_levels(levels: Iterable[str], student: nn.Module, teacher: nn.Module) -> None:
@@ -78,7 +126,10 @@ def check_levels(levels: Iterable[str], student: nn.Module, teacher: nn.Module) 
     Raises:
         ValueError: names the level and the key.
     """
-    shapes = {"student": student.backbone.output_shape(), "teacher": teacher.backbone.output_shape()}
+    shapes = {
+        "student": student.backbone.output_shape(),
+        "teacher": teacher.backbone.output_shape(),
+    }
     for level in levels:
         for who, shape in shapes.items():
             if level not in shape:
@@ -89,7 +140,10 @@ def check_levels(levels: Iterable[str], student: nn.Module, teacher: nn.Module) 
         strides = {who: shape[level].stride for who, shape in shapes.items()}
         if len(set(strides.values())) > 1:
             raise ValueError(f"level {level!r} in DISTILL.FEATURE.LEVELS has the strides {strides}")
-    pads = {"student": student.backbone.size_divisibility, "teacher": teacher.backbone.size_divisibility}
+    pads = {
+        "student": student.backbone.size_divisibility,
+        "teacher": teacher.backbone.size_divisibility,
+    }
     if len(set(pads.values())) > 1:
         raise ValueError(
             f"the backbones pad images to multiples of {pads}, so their features do not align: "

@@ -65,8 +65,9 @@ class Distiller(nn.Module):
         teacher_cfg = read_teacher_config(cfg)
         student = build_student(cfg)
         # The student's random streams must not depend on its having a teacher: a distilled run
-        # and its baseline with the same seed start alike and see the same batches.
-        with torch.random.fork_rng():
+        # and its baseline with the same seed start alike and see the same batches. Weights are
+        # drawn on the CPU; forking a GPU's stream would open every GPU in every process.
+        with torch.random.fork_rng(devices=[]):
             teacher = build_teacher(teacher_cfg, cfg.INPUT.FORMAT)
             losses = build_distill_losses(cfg, student, teacher.model)
         requires = frozenset().union(*(loss.requires for loss in losses.values()))
@@ -86,7 +87,9 @@ class Distiller(nn.Module):
     def register_loss_hook(self, name: str, hook: LossHook) -> None:
         """Let ``hook`` compute the distillation loss ``name`` in every training forward."""
         if name not in self.distill_losses:
-            raise ValueError(f"no distillation loss {name!r}; there are {list(self.distill_losses)}")
+            raise ValueError(
+                f"no distillation loss {name!r}; there are {list(self.distill_losses)}"
+            )
         self._loss_hooks[name] = hook
 
     def unregister_loss_hook(self, name: str) -> None:

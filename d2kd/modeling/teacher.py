@@ -4,7 +4,7 @@ Shape shorthand in this file:
     N: images; C, H, W: channels, height and width of a feature level
 """
 
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,24 @@ __all__ = ["FrozenTeacher"]
 class FrozenTeacher(nn.Module):
     """A Detectron2 detector in eval mode and without gradients, whatever is done around it."""
 
-    def __init__(self, model: nn.Module, *, swap_channels: bool = False):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        swap_channels: bool = False,
+        identity: Optional[Dict[str, str]] = None,
+    ):
         """
         Args:
             model: a detector with its weights loaded.
             swap_channels: the batch is read in the student's INPUT.FORMAT and the teacher's is the
                 other of RGB and BGR.
+            identity: "weights" and "sha256" of the file that was loaded.
         """
         super().__init__()
         self.model = model.requires_grad_(False)
         self.swap_channels = swap_channels
+        self.identity = identity or {}
         self.train(False)
 
     def train(self, mode: bool = True) -> "FrozenTeacher":

@@ -1,0 +1,53 @@
+"""The frozen teacher sees images as it would alone, and nothing around it moves it."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from helpers import build_pair, distill_cfg, make_batch, plain_cfg, run, spread, write_teacher
+
+from d2kd.modeling import FrozenTeacher
+from d2kd.modeling.build import build_teacher, read_teacher_config
+from d2kd.modeling.observe import Wanted
+from d2kd.modeling.rcnn import observe_rcnn
+
+OTHER_STATISTICS = ["MODEL.PIXEL_MEAN", [10.0, 60.0, 140.0], "MODEL.PIXEL_STD", [20.0, 50.0, 90.0]]
+
+
+@pytest.mark.parametrize("teacher_format", ["BGR", "RGB"])
+@pytest.mark.parametrize("student_format", ["BGR", "RGB"])
+def test_features_are_those_of_the_teacher_alone(tmp_path, student_format, teacher_format):
+    files = write_teacher(tmp_path, "INPUT.FORMAT", teacher_format, *OTHER_STATISTICS)
+    cfg = distill_cfg(files, "INPUT.FORMAT", student_format)
+    teacher_cfg = read_teacher_config(cfg)
+    teacher = build_teacher(teacher_cfg, cfg.INPUT.FORMAT)
+    batch = make_batch()
+
+    alone = build_model(teacher_cfg).eval()
+    alone.load_state_dict(torch.load(files[1])["model"])
+    swapped = student_format != teacher_format
+    read = [{"image": x["image"][[2, 1, 0]] if swapped else x["image"]} for x in batch]
+    with torch.no_grad():
+        expected = alone.backbone(alone.preprocess_image(read).tensor)
+    _, student, _ = build_pair()
+    _, step = run(
+        lambda x: observe_rcnn(student, teacher, x, Wanted(frozenset(), "student")), batch
+    )
+    for level, features in expected.items():
+        assert torch.equal(step.teacher.features[level], features)
+    assert torch.equal(batch[0]["image"], make_batch()[0]["image"]), "the batch is left as it was"
+
+
+def test_eval_mode_and_frozen_whatever_is_called():
+    teacher = FrozenTeacher(build_model(plain_cfg()).train())
+    for around in (teacher, torch.nn.Sequential(teacher), torch.nn.ModuleList([teacher])):
+        around.train()
+        assert not any(m.training for m in teacher.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_features_have_no_gradient_and_leave_buffers():
+    teacher = FrozenTeacher(spread(build_model(plain_cfg())))
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    features = teacher.train().features(make_batch())
+    assert not any(x.requires_grad for x in features.values())
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
