@@ -17,6 +17,10 @@ def _step(node: CfgNode) -> ParamScheduler:
     # Milestones of fvcore are counted in updates, here thousandths of the training.
     values = [node.GAMMA**i for i in range(len(node.STEPS) + 1)]
     milestones = [round(1000 * x) for x in node.STEPS]
+    if not milestones or milestones != sorted({m for m in milestones if 0 < m < 1000}):
+        raise ValueError(
+            f"DISTILL.SCHEDULE.STEPS is {node.STEPS}: set it to rising fractions between 0 and 1"
+        )
     return MultiStepParamScheduler(values, milestones=milestones, num_updates=1000)
 
 
