@@ -54,7 +54,7 @@ def squared(student: Tensor, teacher: Tensor) -> Tensor:
         (N, H, W), mean over channels.
     """
     # mse_loss keeps only its two inputs for the backward pass, (s - t) ** 2 one map more.
-    return F.mse_loss(student, teacher, reduction="none").mean(dim=1)
+    return _mean_over_channels(F.mse_loss(student, teacher, reduction="none"))
 
 
 @register_distance()
@@ -67,7 +67,12 @@ def absolute(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         (N, H, W), mean over channels.
     """
-    return F.l1_loss(student, teacher, reduction="none").mean(dim=1)
+    return _mean_over_channels(F.l1_loss(student, teacher, reduction="none"))
+
+
+def _mean_over_channels(x: Tensor) -> Tensor:
+    """``x.mean(dim=1)`` without its division of a whole (N, C, H, W) map in the backward pass."""
+    return x.sum(dim=1) / x.shape[1]
 
 
 @register_distance()
@@ -75,8 +80,8 @@ def pearson(student: Tensor, teacher: Tensor) -> Tensor:
     """One minus the correlation of the channels: half the squared difference of standard scores.
 
     PKD (Cao et al., arXiv 2207.02039; released code). Each channel is standardised over N, H, W,
-    with the biased deviation, so that the mean is 1 - r exactly (the released code's unbiased
-    one is off by a factor (M - 1) / M, M = NHW).
+    with the biased deviation, so that the mean is 1 - r (with the released code's unbiased one
+    it is off by a factor (M - 1) / M, M = NHW).
 
     Args:
         student, teacher: (N, C, H, W) float32.
@@ -87,10 +92,12 @@ def pearson(student: Tensor, teacher: Tensor) -> Tensor:
     return 0.5 * squared(_standard_score(student), _standard_score(teacher))
 
 
-def _standard_score(x: Tensor, eps: float = 1e-8) -> Tensor:
+def _standard_score(x: Tensor) -> Tensor:
     """Each channel with mean 0 and variance 1 over N, H, W; 0 where it is constant."""
-    variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0, keepdim=True)
-    return (x - mean) * variance.clamp(min=eps).rsqrt()
+    if x[:, 0].numel() == 1:
+        return x * 0  # batch_norm refuses it: one cell has no deviation
+    # The fused kernel takes a third of the time of var_mean and two more maps.
+    return F.batch_norm(x, None, None, training=True, eps=1e-8)
 
 
 @register_distance()

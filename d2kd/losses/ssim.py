@@ -65,7 +65,7 @@ def ssim(
         c2=(k2 * dynamic_range) ** 2,
         exponents=(alpha, beta, gamma),
     )
-    return (1 - index.mean(dim=1)) / 2
+    return (1 - index.sum(dim=1) / index.shape[1]) / 2
 
 
 def ssim_index(

@@ -44,9 +44,9 @@ def test_pearson_is_one_minus_the_correlation(maps):
         np.corrcoef(student[:, c].flatten(), teacher[:, c].flatten())[0, 1] for c in range(3)
     ]
     loss = pearson(student, teacher).mean().item()
-    assert loss == pytest.approx(1 - np.mean(correlations), abs=1e-12)
+    assert loss == pytest.approx(1 - np.mean(correlations), abs=1e-7)
     # Blind to each channel's offset and scale.
-    assert pearson(5 * student + 2, teacher).mean().item() == pytest.approx(loss, abs=1e-12)
+    assert pearson(5 * student + 2, teacher).mean().item() == pytest.approx(loss, abs=1e-7)
     assert pearson(-teacher, teacher).mean().item() == pytest.approx(2)
 
 
