@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Annotation(NamedTuple):
-    """One object: class name, box, whether it is to be ignored, further keys for the dataset dict."""
+    """One object: class name, box, whether to ignore it, further keys for the dataset dict."""
 
     category: str
     box: Tuple[float, float, float, float]
@@ -44,7 +44,7 @@ class AnnotatedImage(NamedTuple):
 
 @dataclass
 class Remarks:
-    """What was put right while loading: the names of the files concerned, one entry for each case."""
+    """What was put right while loading: the files concerned, one entry for each case."""
 
     degenerate: List[str] = field(default_factory=list)
     resized: List[str] = field(default_factory=list)

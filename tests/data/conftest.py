@@ -1,4 +1,4 @@
-"""Every test here has its own DETECTRON2_DATASETS, and leaves Detectron2's catalogs as they were."""
+"""Every test has its own DETECTRON2_DATASETS, and leaves Detectron2's catalogs as they were."""
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
