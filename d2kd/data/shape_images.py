@@ -20,6 +20,10 @@ MAX_OBJECTS = 6
 SIZE_RANGE = (10.0, 80.0)
 MIN_VISIBLE = 0.4
 SUPERSAMPLE = 4
+# Share of the shapes whose hue is that of their pair, and the distance (BGR, 0..255 a channel)
+# from its surroundings that a colour is chosen for.
+TYPICAL_HUE = 0.7
+MIN_CONTRAST = 70.0
 PLACEMENT_TRIES = 12
 
 
@@ -101,18 +105,18 @@ def background(rng: np.random.Generator) -> np.ndarray:
     """Gradient, soft blotches, stripes and grain of random strength; (S, S, 3) float32 in 0..255."""
     y, x = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32) / IMAGE_SIZE
     angle, stripe_angle, phase = rng.uniform(0, 2 * np.pi, size=3)
-    first, second = rng.uniform(20, 235, size=(2, 3)).astype(np.float32)
+    first, second = rng.uniform(40, 200, size=(2, 3)).astype(np.float32)
     ramp = np.clip(0.5 + (x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle), 0, 1)[..., None]
     image = first * (1 - ramp) + second * ramp
     cells = int(rng.integers(4, 24))
     blotches = rng.normal(size=(cells, cells, 3)).astype(np.float32)
-    image = image + rng.uniform(4, 32) * cv2.resize(
+    image = image + rng.uniform(4, 20) * cv2.resize(
         blotches, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_CUBIC
     )
     wave = x * np.cos(stripe_angle) + y * np.sin(stripe_angle)
     stripes = np.sin(2 * np.pi * rng.uniform(3, 20) * wave + phase)[..., None]
-    image = image + rng.uniform(0, 24) * stripes * rng.uniform(-1, 1, size=3)
-    image = image + rng.uniform(2, 12) * rng.standard_normal(image.shape, dtype=np.float32)
+    image = image + rng.uniform(0, 16) * stripes * rng.uniform(-1, 1, size=3)
+    image = image + rng.uniform(2, 8) * rng.standard_normal(image.shape, dtype=np.float32)
     return image.astype(np.float32)
 
 
@@ -138,16 +142,33 @@ def draw_distractors(image: np.ndarray, rng: np.random.Generator, count: int) ->
         image += alpha * (color.astype(np.float32) - image)
 
 
-def draw_shape(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> None:
-    """Blend one shape into the image: a random colour near or far from what is there, with grain."""
+def random_color(category: int, rng: np.random.Generator) -> np.ndarray:
+    """
+    A colour, in BGR: most shapes have about the hue of their pair of classes, some have any.
+
+    The hue narrows a shape down to its pair, for a small network to learn first; which of the
+    two it is only its outline tells.
+
+    Returns:
+        (3,) float32 in 0..255.
+    """
+    typical = rng.uniform() < TYPICAL_HUE
+    hue = (category // 2 * 120 + rng.normal(0, 18)) if typical else rng.uniform(0, 360)
+    hsv = np.array([[[hue % 360, rng.uniform(0.45, 1), rng.uniform(0.5, 1)]]], dtype=np.float32)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0] * 255
+
+
+def draw_shape(
+    image: np.ndarray, mask: np.ndarray, category: int, rng: np.random.Generator
+) -> None:
+    """Blend one shape into the image: a colour that differs from what is there, with grain."""
     local = image[mask > 0.5].mean(axis=0) if (mask > 0.5).any() else image.mean(axis=(0, 1))
-    direction = rng.normal(size=3)
-    direction /= np.linalg.norm(direction)
-    # Reflected at the ends of the range, so that a bright place does not eat the contrast.
-    color = local + rng.uniform(45, 140) * direction
-    color = np.where(color > 250, 500 - color, np.abs(color)).clip(0, 250)
-    grain = rng.uniform(0, 14) * rng.standard_normal(image.shape, dtype=np.float32)
-    image += mask[..., None] * (color.astype(np.float32) + grain - image)
+    candidates = np.stack([random_color(category, rng) for _ in range(8)])
+    distance = np.linalg.norm(candidates - local, axis=1)
+    # The first that can be seen, else the best there is.
+    color = candidates[np.argmax(distance >= min(MIN_CONTRAST, distance.max()))]
+    grain = rng.uniform(0, 10) * rng.standard_normal(image.shape, dtype=np.float32)
+    image += mask[..., None] * (color + grain - image)
 
 
 def place_shapes(rng: np.random.Generator) -> Tuple[List[Shape], List[np.ndarray]]:
@@ -188,7 +209,7 @@ def draw_picture(rng: np.random.Generator) -> Tuple[np.ndarray, List[Shape]]:
     shapes, masks = place_shapes(rng)
     image = background(rng)
     draw_distractors(image, rng, count=int(rng.integers(2, 7)))
-    for mask in masks:
-        draw_shape(image, mask, rng)
+    for shape, mask in zip(shapes, masks):
+        draw_shape(image, mask, shape.category, rng)
     draw_distractors(image, rng, count=int(rng.integers(0, 3)))
     return image.clip(0, 255).round().astype(np.uint8), shapes

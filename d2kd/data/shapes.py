@@ -23,7 +23,7 @@ from iopath.common.file_io import file_lock
 from .roots import datasets_root, is_writable
 from .shape_images import CLASSES, IMAGE_SIZE, Shape, draw_picture
 
-VERSION = 1
+VERSION = 2
 # Split -> number of images; the order of the splits is part of their random seed.
 SPLITS = {"train": 1000, "val": 300, "test": 500}
 FOLDER = Path("d2kd_shapes") / f"v{VERSION}"
