@@ -1,0 +1,221 @@
+#!/usr/bin/env python
+"""Rerun the comparison of all methods: teachers, timing, and every student under several seeds.
+
+python tools/ablation.py --suite shapes --seeds 1 2 3 --jobs 3
+
+Stops and resumes anywhere: what is finished lies under output/ablation. Teachers that are not there
+are trained first; then each method's step is timed with nothing beside it; then the students are
+trained, ``--jobs`` at a time with one thread each. A method is held against two baselines: one of
+as many iterations, and one of as much time (its iterations raised by the ratio of the seconds per
+iteration, rounded to tenths). Writes docs/ablation/<suite>.json, <suite>.md and <detector>.png.
+"""
+
+import argparse
+import os
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+from report import Row, write_report
+from runs import ROOT, Run, execute, metrics, train
+from suites import BASELINE, INHERIT, SHAPES, Method
+
+SUITES = {"shapes": SHAPES}
+TIMED_ITERATIONS = 60
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", choices=sorted(SUITES), default="shapes")
+    parser.add_argument("--detector", default="all", help="one of the suite's, or all")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="these beside the baseline")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--iterations", type=int, default=800, help="of each student")
+    parser.add_argument("--inherit", action="store_true", help="students start from teacher parts")
+    parser.add_argument("--dataset", choices=("val", "test"), default="test")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, a thread each")
+    parser.add_argument("--time-only", action="store_true", help="train teachers, time, and stop")
+    parser.add_argument("--timed-iterations", type=int, default=TIMED_ITERATIONS)
+    parser.add_argument("--runs", type=Path, default=Path("output/ablation"))
+    parser.add_argument("--teachers", type=Path, default=Path("output/shapes"))
+    parser.add_argument("--docs", type=Path, default=Path("docs/ablation"))
+    return parser.parse_args()
+
+
+@dataclass(frozen=True)
+class Student:
+    """One row of the table before it is trained."""
+
+    detector: str
+    method: Method
+    inherit: bool
+    budget: str
+    iterations: int
+    base_iterations: int
+    seconds_per_iter: float
+    equal_time_iterations: int
+
+    def run(self, args: argparse.Namespace, seed: int) -> Run:
+        """Its training under one seed."""
+        opts = [
+            *self.method.opts,
+            *("SOLVER.MAX_ITER", str(self.iterations)),
+            *("SEED", str(seed)),
+            *("DATASETS.TEST", f"('d2kd_shapes_{args.dataset}',)"),
+        ]
+        if self.inherit:
+            opts += ["DISTILL.STUDENT.INHERIT", str(list(INHERIT[self.detector]))]
+        parts = [self.method.name, *(["inherit"] if self.inherit else []), str(self.iterations)]
+        name = _slug(" ".join(parts))
+        folder = _folder(args, self.detector) / args.dataset / name / f"seed{seed}"
+        return Run(f"{self.detector} {name} seed {seed}", self.method.config, folder, tuple(opts))
+
+
+def _slug(name: str) -> str:
+    return name.replace(" + ", "+").replace(" ", "_")
+
+
+def _folder(args: argparse.Namespace, detector: str) -> Path:
+    return args.runs / args.suite / detector
+
+
+def choose_methods(args: argparse.Namespace, detector: str) -> List[Method]:
+    """The detector's methods, cut down to ``--only`` and the baseline."""
+    methods = SUITES[args.suite][detector]
+    if args.only is None:
+        return list(methods)
+    return [m for m in methods if m.name in (BASELINE, *args.only)]
+
+
+def ensure_teacher(args: argparse.Namespace, detector: str) -> Tuple[str, float]:
+    """The path of the detector's teacher, trained by its own yaml if not there, and its AP."""
+    folder = args.teachers / f"{detector}_teacher"
+    weights = folder / "model_final.pth"
+    if not weights.is_file():
+        execute(Run(f"{detector} teacher", f"configs/{args.suite}/{detector}_teacher.yaml", folder))
+    return str(weights), round(metrics(folder / "metrics.json")["AP"], 2)
+
+
+def with_teacher(method: Method, weights: str) -> Method:
+    return method._replace(opts=(*method.opts, "DISTILL.TEACHER.WEIGHTS", weights))
+
+
+def time_methods(
+    args: argparse.Namespace, detector: str, methods: List[Method]
+) -> Dict[str, float]:
+    """Seconds per iteration of each method, one after the other and on one thread."""
+    times = {}
+    for method in methods:
+        folder = _folder(args, detector) / "timing" / _slug(method.name)
+        opts = (*method.opts, "SOLVER.MAX_ITER", str(args.timed_iterations), "DATASETS.TEST", "()")
+        run = Run(f"{detector} {_slug(method.name)} timing", method.config, folder, opts)
+        times[method.name] = train(run, threads=1)["seconds_per_iter"]
+        print(f"{detector} {method.name}: {times[method.name]:.3f} s per iteration", flush=True)
+    return times
+
+
+def plan(
+    args: argparse.Namespace, detector: str, methods: List[Method], times: Dict[str, float]
+) -> List[Student]:
+    """The students to train: the baseline, each method, and the longer baselines they need."""
+    base = args.iterations
+    baseline = Student(
+        detector, methods[0], args.inherit, "iterations", base, base, times[BASELINE], base
+    )
+    distilled = [
+        replace(
+            baseline,
+            method=method,
+            seconds_per_iter=times[method.name],
+            equal_time_iterations=equal_time_iterations(base, times[method.name] / times[BASELINE]),
+        )
+        for method in methods[1:]
+    ]
+    longer = sorted({s.equal_time_iterations for s in distilled} - {base})
+    return [
+        baseline,
+        *distilled,
+        *(replace(baseline, budget="time", iterations=n, equal_time_iterations=n) for n in longer),
+    ]
+
+
+def equal_time_iterations(iterations: int, ratio: float) -> int:
+    """Iterations of the baseline in the time that a method with this ratio of s/iteration takes."""
+    return round(iterations * max(1.0, round(ratio, 1)))
+
+
+def train_all(
+    args: argparse.Namespace, students: List[Student]
+) -> Dict[Student, Dict[int, Dict[str, float]]]:
+    """Train every student under every seed, ``--jobs`` at a time with one thread each.
+
+    Returns:
+        dict: student -> seed -> results.
+
+    Raises:
+        SystemExit: some training failed; the others have been finished.
+    """
+    results = {student: {} for student in students}
+    failures = []
+    with ThreadPoolExecutor(args.jobs) as pool:
+        # Seed by seed, so that a stopped suite leaves whole comparisons.
+        jobs = {
+            pool.submit(train, student.run(args, seed), threads=1, every=100): (student, seed)
+            for seed in args.seeds
+            for student in students
+        }
+        for done, job in enumerate(as_completed(jobs), 1):
+            student, seed = jobs[job]
+            error = job.exception()
+            if error is not None:
+                failures.append(str(error))
+                print(error, flush=True)
+                continue
+            results[student][seed] = job.result()
+            name = student.run(args, seed).name
+            print(f"{done}/{len(jobs)} {name}: AP {job.result()['AP']:.1f}", flush=True)
+    if failures:
+        raise SystemExit(f"{len(failures)} of {len(jobs)} trainings failed; call again to retry")
+    return results
+
+
+def make_row(student: Student, results: Dict[int, Dict[str, float]], teacher_ap: float) -> Row:
+    """The row of a student; ``results`` by seed."""
+    return Row(
+        detector=student.detector,
+        method=student.method.name,
+        inherit=student.inherit,
+        budget=student.budget,
+        iterations=student.iterations,
+        base_iterations=student.base_iterations,
+        equal_time_iterations=student.equal_time_iterations,
+        seconds_per_iter=student.seconds_per_iter,
+        teacher_ap=teacher_ap,
+        seeds=sorted(results),
+        ap=[round(results[seed]["AP"], 2) for seed in sorted(results)],
+        ap50=[round(results[seed]["AP50"], 2) for seed in sorted(results)],
+        config=student.method.config,
+        opts=list(student.method.opts),
+    )
+
+
+def main() -> None:
+    args = parse_args()
+    os.chdir(ROOT)
+    suite = SUITES[args.suite]
+    if args.detector not in ("all", *suite):
+        raise SystemExit(f"--detector is {args.detector!r}: choose one of all, {', '.join(suite)}")
+    for detector in suite if args.detector == "all" else [args.detector]:
+        weights, teacher_ap = ensure_teacher(args, detector)
+        methods = [with_teacher(m, weights) for m in choose_methods(args, detector)]
+        times = time_methods(args, detector, methods)
+        if not args.time_only:
+            results = train_all(args, plan(args, detector, methods, times))
+            rows = [make_row(student, found, teacher_ap) for student, found in results.items()]
+            name = args.suite if args.dataset == "test" else f"{args.suite}_{args.dataset}"
+            write_report(rows, args.docs, name)
+
+
+if __name__ == "__main__":
+    main()

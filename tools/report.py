@@ -1,0 +1,180 @@
+"""The ablation's rows: kept as JSON, written as a table, drawn as bars."""
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+from iopath.common.file_io import file_lock
+from pictures import Bar, bar_chart
+from suites import BASELINE
+from tabulate import tabulate
+
+__all__ = ["Row", "markdown", "merge", "write_report"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method under all seeds.
+
+    Attributes:
+        budget: "iterations": as many as the others of its table, ``base_iterations``; "time": a
+            baseline that trains as long as some method does.
+        equal_time_iterations: of the baseline that takes as long as this row's training.
+        seconds_per_iter: on one thread, with nothing beside it.
+        teacher_ap: on the test split.
+        ap, ap50: one for each of ``seeds``.
+    """
+
+    detector: str
+    method: str
+    inherit: bool
+    budget: str
+    iterations: int
+    base_iterations: int
+    equal_time_iterations: int
+    seconds_per_iter: float
+    teacher_ap: float
+    seeds: List[int]
+    ap: List[float]
+    ap50: List[float]
+    config: str
+    opts: List[str]
+
+    def to_json(self) -> dict:
+        summary = {"ap_mean": round(_mean(self.ap), 2), "ap_std": round(_std(self.ap), 2)}
+        return {**asdict(self), **summary, "ap50_mean": round(_mean(self.ap50), 2)}
+
+    @classmethod
+    def from_json(cls, found: dict) -> "Row":
+        return cls(**{name: found[name] for name in cls.__dataclass_fields__})
+
+    @property
+    def key(self) -> Tuple:
+        return (*self.table, self.method, self.budget, self.iterations)
+
+    @property
+    def table(self) -> Tuple:
+        return (self.detector, self.inherit, self.base_iterations)
+
+
+def _mean(values: List[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _std(values: List[float]) -> float:
+    """Sample standard deviation; 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def write_report(rows: List[Row], folder: Path, name: str) -> None:
+    """Put rows into ``<folder>/<name>.json``, over older ones of the same key, and redraw.
+
+    Args:
+        rows: of the latest run.
+        folder: also gets ``<name>.md`` and one chart a detector.
+        name: of the suite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    # Suites of two detectors may end at the same time.
+    with file_lock(str(path)):
+        old = json.loads(path.read_text())["rows"] if path.is_file() else []
+        rows = merge([Row.from_json(row) for row in old], rows)
+        content = {"rows": [row.to_json() for row in rows]}
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        text = markdown(rows)
+        (folder / f"{name}.md").write_text(text)
+        for detector in sorted({row.detector for row in rows}):
+            tables = _tables([row for row in rows if row.detector == detector])
+            panels = {_title(table): _bars(found) for table, found in tables.items()}
+            suffix = "" if name == "shapes" else f"_{name}"
+            bar_chart(panels, folder / f"{detector}{suffix}.png")
+    print(text)
+
+
+def merge(old: List[Row], new: List[Row]) -> List[Row]:
+    """Both, with the new one where two have the same key; tables stay together."""
+    rows = {row.key: row for row in [*old, *new]}
+    return sorted(rows.values(), key=lambda row: row.table)
+
+
+def _tables(rows: List[Row]) -> Dict[Tuple, List[Row]]:
+    tables: Dict[Tuple, List[Row]] = {}
+    for row in rows:
+        tables.setdefault(row.table, []).append(row)
+    return tables
+
+
+def _title(table: Tuple) -> str:
+    detector, inherit, iterations = table
+    start = "students start from teacher parts" if inherit else "students start from scratch"
+    return f"{detector}, {iterations} iterations, {start}"
+
+
+def _baseline(rows: List[Row], iterations: int) -> Optional[Row]:
+    found = [r for r in rows if r.method == BASELINE and r.iterations == iterations]
+    return found[0] if found else None
+
+
+def _gain(row: Row, baseline: Optional[Row]) -> Optional[Tuple[float, float]]:
+    """Mean and standard deviation of the difference over the seeds that both have."""
+    if baseline is None:
+        return None
+    theirs = dict(zip(baseline.seeds, baseline.ap))
+    pairs = [ap - theirs[seed] for seed, ap in zip(row.seeds, row.ap) if seed in theirs]
+    return (_mean(pairs), _std(pairs)) if pairs else None
+
+
+def _format_gain(gain: Optional[Tuple[float, float]]) -> str:
+    return "-" if gain is None else f"{gain[0]:+.1f} ± {gain[1]:.1f}"
+
+
+def markdown(rows: List[Row]) -> str:
+    """One table for each detector, start and length of training."""
+    parts = []
+    for table, found in _tables(rows).items():
+        lines = [_line(row, found) for row in found]
+        head = ["method", "iterations", "AP", "AP50", "s/iteration", "gain", "gain at equal time"]
+        teacher = f"Teacher: AP {found[0].teacher_ap:.1f}. Seeds: {_seeds(found)}."
+        parts.append(f"### {_title(table)}\n\n{teacher}\n\n{tabulate(lines, head, 'pipe')}\n")
+    note = (
+        "AP: mean ± standard deviation over the seeds. Gains: over the baseline of the same seed, "
+        "of as many\niterations, and of as much time (the seconds per iteration on one thread). A "
+        "gain at equal time in bold\nis more than twice its standard deviation.\n"
+    )
+    return "\n".join([note, *parts])
+
+
+def _seeds(rows: List[Row]) -> str:
+    return ", ".join(str(seed) for seed in sorted({seed for row in rows for seed in row.seeds}))
+
+
+def _line(row: Row, rows: List[Row]) -> List[str]:
+    cells = [
+        row.method,
+        str(row.iterations),
+        f"{_mean(row.ap):.1f} ± {_std(row.ap):.1f}",
+        f"{_mean(row.ap50):.1f}",
+        f"{row.seconds_per_iter:.3f}",
+    ]
+    if row.method == BASELINE:
+        return [*cells, "", ""]
+    equal_time = _gain(row, _baseline(rows, row.equal_time_iterations))
+    kept = equal_time is not None and len(row.seeds) > 1 and equal_time[0] > 2 * equal_time[1]
+    text = _format_gain(equal_time)
+    gain = _format_gain(_gain(row, _baseline(rows, row.base_iterations)))
+    return [*cells, gain, f"**{text}**" if kept else text]
+
+
+def _bars(rows: List[Row]) -> List[Bar]:
+    """The baseline first, then the methods; longer baselines become marks on these."""
+    bars = []
+    for row in rows:
+        if row.budget == "time":
+            continue
+        timed = _baseline(rows, row.equal_time_iterations) if row.method != BASELINE else None
+        mark = None if timed is None else _mean(timed.ap)
+        bars.append(Bar(row.method, _mean(row.ap), _std(row.ap), mark))
+    return bars
