@@ -76,11 +76,11 @@ class GFLHead(RetinaNetHead):
 
     def box_bins(self, features: List[Tensor]) -> List[Tensor]:
         """The box branch alone: (N, 4 * E, H, W) of each level, in the order of :meth:`forward`."""
-        return [
-            self.bbox_pred(self.bbox_subnet(x)) * scale for x, scale in zip(features, self.scales)
-        ]
+        scales = self.scales.unbind()
+        return [self.bbox_pred(self.bbox_subnet(x)) * scale for x, scale in zip(features, scales)]
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    # Detectron2's "GN" has 32 groups, which narrow heads lack, and 0.6 probes it with 1 channel.
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    # Detectron2's "GN" always has 32 groups. In a narrow head these would be of one or two channels,
+    # whose statistics on a 1 x 1 level leave nothing of the feature, and 0.6 probes with 1 channel.
+    return nn.GroupNorm(math.gcd(32, channels, max(channels // 8, 1)), channels)
