@@ -9,6 +9,7 @@ As Detectron2's own training script; DISTILL.* in the config says who teaches an
 import os
 from collections import OrderedDict
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
@@ -18,7 +19,7 @@ from detectron2.utils.logger import setup_logger
 
 from d2kd import DistillTrainer, add_d2kd_config
 from d2kd.data import check_num_classes, register_custom_datasets
-from d2kd.modeling.build import build_teacher, read_teacher_config
+from d2kd.modeling.build import build_teacher, find_weights, read_teacher_config
 
 
 def setup(args) -> CfgNode:
@@ -36,6 +37,13 @@ def setup(args) -> CfgNode:
 
 def eval_student(cfg: CfgNode, resume: bool) -> OrderedDict:
     """Evaluate the plain student of the config; no teacher is built."""
+    if cfg.MODEL.WEIGHTS:
+        find_weights(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+    elif not resume:
+        raise ValueError(
+            "--eval-only needs a trained student: set MODEL.WEIGHTS to its checkpoint, or add "
+            "--resume for the last one in OUTPUT_DIR"
+        )
     plain = cfg.clone()
     plain.defrost()
     plain.DISTILL.ENABLED = False
@@ -47,12 +55,16 @@ def eval_student(cfg: CfgNode, resume: bool) -> OrderedDict:
 
 
 def eval_teacher(cfg: CfgNode) -> OrderedDict:
-    """Evaluate the teacher on the student's test sets, read in the teacher's own format."""
+    """Evaluate the teacher on the student's test sets, read in the teacher's own format.
+
+    The random streams stay where they are: what is trained next is the same with and without.
+    """
     teacher_cfg = read_teacher_config(cfg)
     teacher_cfg.DATASETS = cfg.DATASETS
     teacher_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "teacher")
-    teacher = build_teacher(teacher_cfg, teacher_cfg.INPUT.FORMAT)
-    return DistillTrainer.test(teacher_cfg, teacher.model)
+    with torch.random.fork_rng(devices=[]):
+        teacher = build_teacher(teacher_cfg, teacher_cfg.INPUT.FORMAT)
+        return DistillTrainer.test(teacher_cfg, teacher.model)
 
 
 def main(args):
