@@ -30,7 +30,7 @@ def ssim(
     sigma: float = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
-    dynamic_range: float = 1.0,
+    range: float = 1.0,
     alpha: float = 1.0,
     beta: float = 1.0,
     gamma: float = 1.0,
@@ -45,8 +45,11 @@ def ssim(
     Args:
         student, teacher: (N, C, H, W); below float32 they are computed in float32.
         scaling: what shares a minimum and a maximum: "image_channel", "image", "level", or
-            "none" (then set ``dynamic_range`` to the span of the features).
-        window, sigma, k1, k2, dynamic_range, alpha, beta, gamma: see :func:`ssim_index`.
+            "none" (then set ``range`` to the span of the features).
+        window, sigma: size (odd) and standard deviation of the Gaussian window, in cells.
+        k1, k2, range: of the constants C1 = (k1 range)^2 and C2 = (k2 range)^2.
+        alpha, beta, gamma: exponents of luminance, contrast and structure, see
+            :func:`ssim_index`.
 
     Returns:
         (N, H, W), mean over channels.
@@ -61,8 +64,8 @@ def ssim(
         _min_max(full_precision(teacher.detach()), SCALINGS[scaling]),
         window=window,
         sigma=sigma,
-        c1=(k1 * dynamic_range) ** 2,
-        c2=(k2 * dynamic_range) ** 2,
+        c1=(k1 * range) ** 2,
+        c2=(k2 * range) ** 2,
         exponents=(alpha, beta, gamma),
     )
     return (1 - index.sum(dim=1) / index.shape[1]) / 2
@@ -88,7 +91,7 @@ def ssim_index(
     Args:
         x, y: (N, C, H, W) float32 or float64.
         window, sigma: size (odd) and standard deviation of the Gaussian window, in cells.
-        c1, c2: (k1 D)^2 and (k2 D)^2, D the span of the values.
+        c1, c2: what keeps luminance, and contrast and structure, finite on flat maps.
         exponents: of luminance, contrast and structure. Under one that is neither 0 nor 1 a
             factor below 1e-6 counts as 1e-6: structure may be negative.
 

@@ -73,9 +73,7 @@ def test_matches_loops_up_to_the_border(exponents, size):
 
 def test_window_sigma_and_constants_reach_the_formula():
     student, teacher = (10 * x for x in random_maps(1, 1, 9, 8))
-    ours = ssim(
-        student, teacher, scaling="none", window=5, sigma=0.8, k1=0.05, k2=0.1, dynamic_range=10.0
-    )
+    ours = ssim(student, teacher, scaling="none", window=5, sigma=0.8, k1=0.05, k2=0.1, range=10.0)
     expected = ssim_by_loops(student[0, 0], teacher[0, 0], 5, 0.8, c1=0.25, c2=1.0)
     np.testing.assert_allclose(ours[0], (1 - expected) / 2, atol=1e-9)
 
