@@ -1,0 +1,50 @@
+"""Two processes: every parameter is in every step, also at factor 0 and without ground truth."""
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.engine import SimpleTrainer
+from detectron2.solver import build_optimizer
+from helpers import distill_cfg, make_batch
+from torch.nn.parallel import DistributedDataParallel
+
+from d2kd.engine import build_distill_hooks
+from d2kd.modeling import Distiller
+
+ITERATIONS = 4
+FULL, EMPTY = ([[8, 12, 50, 60]], [[4, 4, 40, 30]]), ([], [])
+
+
+def _train(rank, folder, teacher_files):
+    """What one process does: rank 1 never sees a box at the even iterations, rank 0 at 3."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    # From the second iteration on the factor is 0.
+    steps = ["DISTILL.SCHEDULE.NAME", "step", "DISTILL.SCHEDULE.STEPS", (0.25,)]
+    cfg = distill_cfg(teacher_files, *steps, "DISTILL.SCHEDULE.GAMMA", 0.0)
+    torch.manual_seed(rank)  # DDP gives rank 1 the weights of rank 0
+    distiller = Distiller(cfg)
+    model = DistributedDataParallel(distiller, broadcast_buffers=False)
+    empty = [(False, True), (False, False), (False, True), (True, False)]
+    batches = [make_batch(EMPTY if e[rank] else FULL, seed=i) for i, e in enumerate(empty)]
+    trainer = SimpleTrainer(model, batches, build_optimizer(cfg, distiller))
+    trainer.register_hooks(build_distill_hooks(cfg))
+    start = {k: v.clone() for k, v in distiller.named_parameters()}
+    trainer.train(0, ITERATIONS)
+    names = sorted(trainer.storage.histories())
+    weights = [v for v, _ in trainer.storage.history("loss_weight/feature").values()]
+    record = {"start": start, "end": dict(distiller.named_parameters()), "names": names}
+    torch.save({**record, "weights": weights}, f"{folder}/rank{rank}.pth")
+    dist.destroy_process_group()
+
+
+def test_two_processes_stay_in_step(teacher_files, tmp_path):
+    mp.spawn(_train, args=(str(tmp_path), teacher_files), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank{i}.pth", weights_only=False) for i in (0, 1))
+    assert first["weights"] == second["weights"] == [1.0, 0.0, 0.0, 0.0]
+    for name, parameter in first["end"].items():
+        assert torch.equal(parameter, second["end"][name]), name
+        moved = not torch.equal(parameter, first["start"][name])
+        assert moved == (not name.startswith("teacher.")), name
+    # Rank 0 gathers what both logged.
+    assert {"loss_distill_feature", "loss_distill_cls", "loss_distill_reg"} <= set(first["names"])
