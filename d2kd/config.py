@@ -129,9 +129,16 @@ def _add_mask_and_distance_keys(node: CN) -> None:
 
 
 def plain_config(cfg: CN) -> CN:
-    """The part of a config that stock Detectron2 knows: the student's own, without d2kd's keys."""
+    """The student's own part of a config: what stock Detectron2 knows, without d2kd's keys.
+
+    Of d2kd's detectors, which stock Detectron2 lacks, the node of their keys is kept
+    (``MODEL.FCOS``, ``MODEL.GFL``): such a config is read after ``add_d2kd_config``.
+    """
     plain = get_cfg()
     _copy_known(cfg, plain)
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name in ("FCOS", "GFL"):
+        plain.MODEL[name] = cfg.MODEL[name].clone()
     return plain
 
 

@@ -11,12 +11,16 @@ __all__ = ["check_dense_levels", "check_levels", "check_pair", "check_two_stage"
 
 # The part of a config that gives the same regions the same meaning in both detectors. A detector
 # of one's own has no entry: its observer is trusted.
-_ANCHOR_KEYS = ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
+_ANCHOR_KEYS = (
+    "MODEL.ANCHOR_GENERATOR.SIZES",
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+    "MODEL.ANCHOR_GENERATOR.OFFSET",
+)
 _BOX_KEYS = {
     "GeneralizedRCNN": ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",),
     "RetinaNet": ("MODEL.RETINANET.BBOX_REG_WEIGHTS", *_ANCHOR_KEYS),
     "FCOS": (),
-    "GFL": ("MODEL.GFL.REG_MAX",),
+    "GFL": ("MODEL.GFL.REG_MAX", "MODEL.ANCHOR_GENERATOR.OFFSET"),
 }
 _DENSE_LEVEL_KEYS = {
     "GeneralizedRCNN": "MODEL.RPN.IN_FEATURES",
