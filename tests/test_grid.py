@@ -1,0 +1,78 @@
+"""Everything combines: masks x distances, sets of losses, and detectors, one training step each."""
+
+from itertools import chain, combinations
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from helpers import build_pair, plain_cfg
+from modeling.tiny_dense import build_dense, dense_cfg, make_batch
+
+from d2kd.config import LOSS_NAMES
+from d2kd.losses import DISTANCE_REGISTRY, MASK_REGISTRY
+from d2kd.modeling import Distiller, FrozenTeacher
+from d2kd.modeling.build_losses import build_distill_losses
+from d2kd.modeling.observe import get_observer
+
+DETECTORS = ["GeneralizedRCNN", "RetinaNet", "FCOS", "GFL"]
+MASKS = [name for name, _ in MASK_REGISTRY]
+DISTANCES = [name for name, _ in DISTANCE_REGISTRY]
+SETS = list(chain.from_iterable(combinations(LOSS_NAMES, n) for n in (1, 2, 3)))
+
+
+@pytest.fixture(scope="module", params=DETECTORS)
+def pair(request):
+    """cfg, student and teacher of one detector; steps move the student only."""
+    if request.param == "GeneralizedRCNN":
+        _, student, teacher = build_pair()
+        return plain_cfg(), student, teacher
+    student = build_dense(request.param)
+    return dense_cfg(request.param), student, FrozenTeacher(build_dense(request.param, seed=1))
+
+
+def take_step(pair, opts):
+    """One SGD step under the losses of ``opts``; what each of the networks was before it."""
+    cfg, student, teacher = pair
+    cfg = cfg.clone()
+    cfg.merge_from_list(opts)
+    losses = build_distill_losses(cfg, student, teacher.model)
+    observe = get_observer(cfg.MODEL.META_ARCHITECTURE)
+    distiller = Distiller(
+        student=student, teacher=teacher, distill_losses=losses, observe=observe
+    ).train()
+    for name in losses:
+        distiller.register_loss_hook(name, lambda loss, step: {f"distill_{loss.name}": loss(step)})
+    before = {k: v.detach().clone() for k, v in distiller.named_parameters()}
+    with EventStorage():
+        found = distiller(make_batch())
+    distilled = {k: v for k, v in found.items() if k.startswith("distill_")}
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3)
+    optimizer.zero_grad()
+    sum(distilled.values()).backward()
+    optimizer.step()
+    moved = {k for k, v in distiller.named_parameters() if not torch.equal(v, before[k])}
+    return distilled, moved
+
+
+def check(distilled, moved, names):
+    assert list(distilled) == [f"distill_{name}" for name in names]
+    assert all(torch.isfinite(x) for x in distilled.values())
+    assert any(name.startswith("student.backbone") for name in moved)
+    assert not any(name.startswith("teacher") for name in moved)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_any_mask_with_any_distance(pair, mask, distance):
+    feature = ["DISTILL.FEATURE.MASK", mask, "DISTILL.FEATURE.DISTANCE", distance]
+    opts = ["DISTILL.LOSSES", ["feature", "cls"], "DISTILL.CLS.WHERE", mask, *feature]
+    distilled, moved = take_step(pair, [*opts, "DISTILL.FEATURE.ADAPTER", "3x3"])
+    check(distilled, moved, ["feature", "cls"])
+    assert distilled["distill_feature"] > 0 and distilled["distill_cls"] > 0
+    assert any(name.startswith("distill_losses.feature.adapters") for name in moved)
+
+
+@pytest.mark.parametrize("names", SETS, ids="+".join)
+def test_any_set_of_losses(pair, names):
+    gate = ["DISTILL.REG.GATE", "none"]
+    check(*take_step(pair, ["DISTILL.LOSSES", list(names), *gate]), names)
