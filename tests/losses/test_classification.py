@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from d2kd.losses import MASK_REGISTRY, register_mask, uniform
 from d2kd.losses.classification import ClassificationLoss
 
 
@@ -178,6 +179,16 @@ def test_requires_is_what_the_teacher_must_compute():
     assert build().requires == {"logits"}
     assert build("richness").requires == build("gaussian").requires == {"dense_logits"}
     assert build().name == "cls"
+
+
+def test_requires_includes_what_the_mask_reads(monkeypatch):
+    monkeypatch.setattr(MASK_REGISTRY, "_obj_map", dict(MASK_REGISTRY))
+
+    @register_mask(requires={"features"})
+    def of_features(inputs):
+        return uniform(inputs)
+
+    assert build("of_features").requires == {"features", "dense_logits"}
 
 
 def test_parameters_reach_the_mask(make_step):

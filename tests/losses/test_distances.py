@@ -95,7 +95,9 @@ def test_constant_maps_have_finite_values_and_gradients(distance, size):
         assert student.grad.abs().max() < 1e4
 
 
-def test_register_distance():
+def test_register_distance(monkeypatch):
+    monkeypatch.setattr(DISTANCE_REGISTRY, "_obj_map", dict(DISTANCE_REGISTRY))
+
     @register_distance()
     def nothing(student, teacher):
         return 0 * squared(student, teacher)

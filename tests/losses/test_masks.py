@@ -164,7 +164,9 @@ def test_masked_mean_of_an_empty_mask_is_zero_and_attached():
     assert (cost.grad == 0).all()
 
 
-def test_register_mask_keeps_what_the_losses_read():
+def test_register_mask_keeps_what_the_losses_read(monkeypatch):
+    monkeypatch.setattr(MASK_REGISTRY, "_obj_map", dict(MASK_REGISTRY))
+
     @register_mask(requires={"dense_logits"}, min_total=0.5)
     def everything_twice(inputs):
         return 2 * uniform(inputs)

@@ -159,6 +159,21 @@ def test_autocast_and_half_precision_inputs_are_computed_in_float32(make_step, d
     assert value.item() == expected.item()
 
 
+def test_the_box_coder_is_called_outside_of_autocast(make_step):
+    class Coder:
+        def decode(self, deltas, regions):
+            assert not torch.is_autocast_enabled("cpu")
+            return regions + deltas
+
+        def loss(self, deltas, target_deltas, regions):
+            assert not torch.is_autocast_enabled("cpu")
+            return (deltas - target_deltas).abs().sum(dim=1)
+
+    step = dataclasses.replace(make_step(), box_coder=Coder())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert build("student")(step) >= 0
+
+
 def test_requires_is_what_the_teacher_must_compute():
     assert build("student").requires == build("none").requires == {"deltas"}
     assert build("none", "distribution_kl").requires == {"box_bins"}
