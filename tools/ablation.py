@@ -85,6 +85,10 @@ def choose_methods(args: argparse.Namespace, detector: str) -> List[Method]:
     methods = SUITES[args.suite][detector]
     if args.only is None:
         return list(methods)
+    unknown = sorted(set(args.only) - {m.name for m in methods})
+    if unknown:
+        known = ", ".join(m.name for m in methods)
+        raise SystemExit(f"--only names {unknown}, but {detector} has {known}")
     return [m for m in methods if m.name in (BASELINE, *args.only)]
 
 
@@ -207,8 +211,9 @@ def main() -> None:
     if args.detector not in ("all", *suite):
         raise SystemExit(f"--detector is {args.detector!r}: choose one of all, {', '.join(suite)}")
     for detector in suite if args.detector == "all" else [args.detector]:
+        methods = choose_methods(args, detector)
         weights, teacher_ap = ensure_teacher(args, detector)
-        methods = [with_teacher(m, weights) for m in choose_methods(args, detector)]
+        methods = [with_teacher(method, weights) for method in methods]
         times = time_methods(args, detector, methods)
         if not args.time_only:
             results = train_all(args, plan(args, detector, methods, times))

@@ -26,6 +26,7 @@ __all__ = [
     "execute",
     "file_sha256",
     "metrics",
+    "progress",
     "remember",
     "train",
 ]
@@ -137,7 +138,7 @@ def execute(run: Run, threads: Optional[int] = None, every: int = 20) -> Dict[st
         for line in process.stdout:
             console.write(line)
             tail = [*tail[-29:], line]
-            short = _progress(line, every)
+            short = progress(line, every)
             if short:
                 print(f"{run.name:<12} {short}", flush=True)
     if process.returncode:
@@ -148,7 +149,7 @@ def execute(run: Run, threads: Optional[int] = None, every: int = 20) -> Dict[st
     return {"params": _student_params(run.output), **metrics(run.output / "metrics.json")}
 
 
-def _progress(line: str, every: int) -> str:
+def progress(line: str, every: int) -> str:
     """What a line of Detectron2's log says, in short; "" if it is not about progress."""
     if "Start inference on" in line:
         return f"evaluating on {line.split('Start inference on')[1].split()[0]} batches"
@@ -174,6 +175,8 @@ def metrics(path: Path) -> Dict[str, float]:
     """
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     times = [row["time"] for row in rows if "time" in row]
+    if not times:
+        raise ValueError(f"{path} times no iteration: Detectron2 leaves the first three out")
     results = {"seconds_per_iter": round(statistics.median(times[1:] or times), 4)}
     evaluated = [row for row in rows if "bbox/AP" in row]
     if evaluated:

@@ -6,7 +6,7 @@ python tools/shrink_checkpoint.py output/shapes/faster_rcnn_teacher/model_final.
 """
 
 import argparse
-from typing import Dict
+from typing import Dict, List, Optional
 
 import torch
 from torch import Tensor
@@ -27,11 +27,11 @@ def shrink(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return small
 
 
-def main() -> None:
+def main(arguments: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="a checkpoint of Detectron2, e.g. model_final.pth")
     parser.add_argument("target", help="the file to write")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     # Detectron2's checkpoints also hold the optimizer and the trainer's state.
     checkpoint = torch.load(args.source, map_location="cpu", weights_only=False)
     torch.save({"model": shrink(checkpoint["model"])}, args.target)

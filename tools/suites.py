@@ -54,7 +54,7 @@ SHAPES: Dict[str, Tuple[Method, ...]] = {
     ),
     "fcos": (
         _baseline("fcos"),
-        *(_shapes("fcos", name, name) for name in ("TAR", "FRS", "SSIM")),
+        _shapes("fcos", "FRS", "FRS"),
     ),
     "gfl": (
         _baseline("gfl"),

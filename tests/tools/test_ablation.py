@@ -1,0 +1,162 @@
+"""The suites name what exists; the tables hold each method against the right baselines."""
+
+import json
+import sys
+from pathlib import Path
+
+import ablation
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from report import Row, markdown, merge, write_report
+from suites import BASELINE, SHAPES
+
+from d2kd.config import add_d2kd_config
+
+ROOT = Path(__file__).parents[2]
+METHODS = [(detector, m) for detector, methods in SHAPES.items() for m in methods]
+
+
+@pytest.mark.parametrize("detector, method", METHODS, ids=[f"{d}-{m.name}" for d, m in METHODS])
+def test_methods_are_configs(detector, method):
+    cfg = get_cfg()
+    add_d2kd_config(cfg)
+    cfg.merge_from_file(str(ROOT / method.config))
+    cfg.merge_from_list(list(method.opts))
+    assert cfg.DISTILL.ENABLED == (method.name != BASELINE)
+    assert cfg.DISTILL.TEACHER.CONFIG_FILE == f"configs/shapes/{detector}_teacher.yaml"
+    assert (ROOT / cfg.DISTILL.TEACHER.CONFIG_FILE).is_file()
+
+
+@pytest.mark.parametrize("detector", SHAPES)
+def test_methods_differ(detector):
+    methods = SHAPES[detector]
+    assert methods[0].name == BASELINE
+    assert len({m.name for m in methods}) == len({m[1:] for m in methods}) == len(methods)
+
+
+def test_equal_time():
+    found = [ablation.equal_time_iterations(800, ratio) for ratio in (0.9, 1.04, 1.26, 1.5)]
+    assert found == [800, 800, 1040, 1200]
+
+
+def _row(method=BASELINE, ap=(1.0, 2.0, 6.0), **changes):
+    fields = {
+        "detector": "fcos",
+        "method": method,
+        "inherit": False,
+        "budget": "iterations",
+        "iterations": 800,
+        "base_iterations": 800,
+        "equal_time_iterations": 800 if method == BASELINE else 960,
+        "seconds_per_iter": 0.2,
+        "teacher_ap": 60.0,
+        "seeds": [1, 2, 3],
+        "ap": list(ap),
+        "ap50": [2 * x for x in ap],
+        "config": "a.yaml",
+        "opts": [],
+    }
+    return Row(**{**fields, **changes})
+
+
+LONGER = _row(ap=(4.0, 2.5, 7.0), budget="time", iterations=960, equal_time_iterations=960)
+
+
+def test_summary_of_a_row():
+    found = _row().to_json()
+    assert found["ap_mean"] == 3.0
+    assert found["ap_std"] == round(np.std([1, 2, 6], ddof=1), 2)
+    assert found["ap50_mean"] == 6.0
+    assert Row.from_json(found) == _row()
+    assert _row(seeds=[1], ap=(5.0,)).to_json()["ap_std"] == 0
+
+
+def test_gains_are_paired_and_against_both_baselines():
+    clear, lost = _row("FRS", (6.0, 7.0, 11.5)), _row("SSIM", (5.0, 2.0, 8.0))
+    lines = markdown([_row(), clear, lost, LONGER]).splitlines()
+    cells = {line.split("|")[1].strip(): line.split("|")[6:8] for line in lines if "| " in line}
+    gain, equal_time = np.array([5, 5, 5.5]), np.array([2, 4.5, 4.5])
+    assert cells["FRS"][0].strip() == f"{gain.mean():+.1f} ± {gain.std(ddof=1):.1f}"
+    assert cells["FRS"][1].strip() == f"**{equal_time.mean():+.1f} ± {equal_time.std(ddof=1):.1f}**"
+    assert cells["SSIM"][1].strip() == "+0.5 ± 0.9"
+
+
+def test_new_rows_replace_old_ones():
+    other = _row(detector="gfl")
+    assert merge([_row(), LONGER, other], [_row(ap=(9.0,))]) == [_row(ap=(9.0,)), LONGER, other]
+
+
+def test_report_files(tmp_path):
+    write_report([_row(), _row("FRS"), LONGER], tmp_path, "shapes")
+    write_report([_row(detector="gfl")], tmp_path, "shapes")
+    rows = json.loads((tmp_path / "shapes.json").read_text())["rows"]
+    assert [row["detector"] for row in rows] == ["fcos", "fcos", "fcos", "gfl"]
+    assert (tmp_path / "shapes.md").read_text().count("###") == 2
+    for detector in ("fcos", "gfl"):
+        assert (tmp_path / f"{detector}.png").stat().st_size > 5000
+
+
+@pytest.fixture
+def suite(tmp_path, monkeypatch):
+    """Call the tool with trainings replaced by made-up results; returns (call, runs)."""
+    folder = tmp_path / "teachers" / "fcos_teacher"
+    folder.mkdir(parents=True)
+    (folder / "model_final.pth").touch()
+    row = {"time": 1.0, "bbox/AP": 60.0, "bbox/AP50": 80.0, "bbox/AP75": 70.0}
+    (folder / "metrics.json").write_text(json.dumps(row))
+    runs = []
+
+    def train(run, threads=None, every=20):
+        runs.append(run)
+        if "timing" in run.name:
+            return {"seconds_per_iter": 0.3 if "FRS" in run.name else 0.2}
+        if train.broken and "seed 2" in run.name and "FRS" in run.name:
+            raise RuntimeError("broken")
+        return {"AP": 10.0, "AP50": 20.0}
+
+    def call(*options):
+        folders = {"--runs": "runs", "--teachers": "teachers", "--docs": "docs"}
+        paths = [part for name, path in folders.items() for part in (name, str(tmp_path / path))]
+        argv = ["ablation.py", "--detector", "fcos", "--seeds", "1", "2", *paths, *options]
+        monkeypatch.setattr(sys, "argv", argv)
+        ablation.main()
+        return json.loads((tmp_path / "docs" / "shapes.json").read_text())["rows"]
+
+    train.broken = False
+    monkeypatch.setattr(ablation, "train", train)
+    monkeypatch.chdir(ROOT)
+    return call, runs, train
+
+
+def test_a_suite(suite):
+    call, runs, _ = suite
+    rows = call("--iterations", "100", "--inherit")
+    keys = ("method", "budget", "iterations", "seconds_per_iter")
+    assert [tuple(row[key] for key in keys) for row in rows] == [
+        (BASELINE, "iterations", 100, 0.2),
+        ("FRS", "iterations", 100, 0.3),
+        (BASELINE, "time", 150, 0.2),
+    ]
+    assert all(row["inherit"] and row["seeds"] == [1, 2] for row in rows)
+    # Timing first, alone; then every student under every seed, each in a folder of its own.
+    assert ["timing" in run.name for run in runs] == [True, True, *[False] * 6]
+    assert len({run.output for run in runs}) == 8
+    for run in runs[2:]:
+        opts = dict(zip(run.opts[::2], run.opts[1::2]))
+        assert opts["DISTILL.STUDENT.INHERIT"] == "['backbone.fpn', 'head']"
+        assert opts["DATASETS.TEST"] == "('d2kd_shapes_test',)"
+        assert run.name.endswith(f"seed {opts['SEED']}")
+
+
+def test_a_failed_training_stops_no_other(suite):
+    call, runs, train = suite
+    train.broken = True
+    with pytest.raises(SystemExit, match="1 of 6"):
+        call()
+    assert len(runs) == 8
+
+
+def test_unknown_methods_are_refused(suite):
+    with pytest.raises(SystemExit, match="FRZ"):
+        suite[0]("--only", "FRZ")
