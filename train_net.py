@@ -18,15 +18,21 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from d2kd import DistillTrainer, add_d2kd_config
+from d2kd.config_checks import check_config
+from d2kd.config_io import merge_file, merge_options
 from d2kd.data import check_num_classes, register_custom_datasets
-from d2kd.modeling.build import build_teacher, find_weights, read_teacher_config
+from d2kd.engine.output import prepare_output
+from d2kd.modeling.build import build_teacher, read_teacher_config
+from d2kd.modeling.checkpoints import find_weights
 
 
 def setup(args) -> CfgNode:
     cfg = get_cfg()
     add_d2kd_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    merge_file(cfg, args.config_file)
+    merge_options(cfg, args.opts)
+    check_config(cfg)
+    prepare_output(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2kd")
     register_custom_datasets(cfg)
     check_num_classes(cfg)

@@ -21,6 +21,9 @@ def add_d2kd_config(cfg: CN) -> None:
     # Datasets that need no Python: name -> {FORMAT, ANNOTATIONS, IMAGES, SPLIT, CLASSES};
     # datasets/README.md describes them.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)
+    # An image that cannot be read in training: "stop", naming it, or "skip" it with a warning that
+    # counts (another image takes its place).
+    cfg.DATALOADER.BAD_IMAGES = "stop"
     # "SGD" as Detectron2 builds it, or "ADAMW" with the same parameter groups.
     cfg.SOLVER.OPTIMIZER = "SGD"
     add_fcos_config(cfg)

@@ -4,6 +4,7 @@ from .classes import check_num_classes, num_classes, num_classes_key
 from .custom import register_custom_datasets
 from .errors import DatasetError, DatasetFileNotFoundError
 from .evaluation import VOCAP50Evaluator, build_evaluator
+from .mapper import BadImageError, build_mapper
 from .shapes import register_shapes
 
 register_shapes()

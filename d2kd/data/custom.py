@@ -20,6 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .coco import read_coco
 from .errors import DatasetError, DatasetFileNotFoundError
+from .images import check_shapes
 from .records import AnnotatedImage, Remarks, did_you_mean, to_dataset_dicts
 from .roots import datasets_root
 from .voc import read_voc
@@ -218,6 +219,7 @@ def register_custom_datasets(cfg: CfgNode) -> None:
         dicts, remarks = dataset.load(read[name][0])
         if not any(record["annotations"] for record in dicts):
             raise DatasetError(f"{declaration.annotations}: not one box with an extent is left")
+        check_shapes(dicts, cfg)
         remarks.log(name)
         register(dataset)
         logger.info("%s: %d images, classes %s", name, len(dicts), list(classes))

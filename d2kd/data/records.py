@@ -13,12 +13,9 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from detectron2.structures import BoxMode
-from PIL import Image
 
-from .errors import DatasetError, DatasetFileNotFoundError
-
-EXIF_ORIENTATION = 0x0112
-TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
+from .errors import DatasetError
+from .images import HUGE, TINY, image_size
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +46,8 @@ class Remarks:
     degenerate: List[str] = field(default_factory=list)
     resized: List[str] = field(default_factory=list)
     outside: List[str] = field(default_factory=list)
+    huge: List[str] = field(default_factory=list)
+    tiny: List[str] = field(default_factory=list)
 
     def log(self, name: str) -> None:
         """One warning for each kind that occurred."""
@@ -56,6 +55,8 @@ class Remarks:
             (self.degenerate, "boxes without width or height inside their image were dropped"),
             (self.resized, "images differ in size from their annotations; the image's is used"),
             (self.outside, "image files lie outside the declared image folder"),
+            (self.huge, f"images have more than {HUGE // 10**6} million pixels: scale them down"),
+            (self.tiny, f"images have a side of less than {TINY} pixels: nothing can be learnt"),
         )
         for files, text in texts:
             if files:
@@ -72,28 +73,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' Did you mean X?' when something like the word is known, else nothing."""
     close = difflib.get_close_matches(str(word), list(known), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
-
-
-def image_size(file_name: str, source: str) -> Tuple[int, int]:
-    """
-    Width and height of an image file, from its header alone.
-
-    Raises:
-        DatasetError: it is not there, or no image; source is named as the file that asks for it.
-    """
-    try:
-        with Image.open(file_name) as image:
-            width, height = image.size
-            orientation = image.getexif().get(EXIF_ORIENTATION)
-    except FileNotFoundError:
-        raise DatasetFileNotFoundError(
-            f"Image {file_name} is not there, but {source} annotates it. Add the image, remove its "
-            "annotations, or correct IMAGES of this data set."
-        ) from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"Image {file_name} (in {source}) cannot be read: {error}") from error
-    # Detectron2 rotates images by their EXIF tag when it reads them.
-    return (height, width) if orientation in TRANSPOSED_ORIENTATIONS else (width, height)
 
 
 def class_index(name: str, classes: Sequence[str], source: str) -> int:
@@ -136,6 +115,10 @@ def to_dataset_dicts(
             )
         if not os.path.abspath(image.file_name).startswith(os.path.join(folder, "")):
             remarks.outside.append(image.file_name)
+        if width * height > HUGE:
+            remarks.huge.append(label)
+        if min(width, height) < TINY:
+            remarks.tiny.append(label)
         annotations = []
         for item in image.objects:
             category = class_index(item.category, classes, image.source)

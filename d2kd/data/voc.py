@@ -130,9 +130,13 @@ def read_voc(
     Raises:
         DatasetError: with the file (and line) that is missing or malformed.
     """
-    ids = [
-        line.strip() for line in split.read_text(encoding="utf-8-sig").splitlines() if line.strip()
-    ]
+    try:
+        lines = split.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{split} is no UTF-8 text with one image name a line: {error}"
+        ) from error
+    ids = [line.strip() for line in lines if line.strip()]
     if not ids:
         raise DatasetError(f"{split} lists no image; put one image name a line into it")
     seen = set()

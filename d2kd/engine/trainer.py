@@ -4,6 +4,7 @@ import os
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -13,8 +14,9 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..config import plain_config
-from ..data import build_evaluator
-from ..modeling.build import build_teacher, find_weights, read_teacher_config
+from ..data import build_evaluator, build_mapper
+from ..modeling.build import build_teacher, read_teacher_config
+from ..modeling.checkpoints import find_weights
 from ..modeling.inherit import inherit
 from .hooks import build_distill_hooks, unwrap
 
@@ -88,6 +90,16 @@ class DistillTrainer(DefaultTrainer):
         )
         optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
         return optimizer(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        """Detectron2's, whose errors name the image (DATALOADER.BAD_IMAGES)."""
+        return build_detection_train_loader(cfg, mapper=build_mapper(cfg, True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        mapper = build_mapper(cfg, False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):

@@ -8,14 +8,15 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.model_zoo import get_checkpoint_url, get_config_file
 from detectron2.modeling import build_model
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..config import add_d2kd_config
+from ..config_io import merge_file
+from .checkpoints import find_weights
 from .checks import check_two_stage
 from .teacher import FrozenTeacher
 
-__all__ = ["build_student", "build_teacher", "find_weights", "read_teacher_config"]
+__all__ = ["build_student", "build_teacher", "read_teacher_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def read_teacher_config(cfg: CfgNode) -> CfgNode:
         )
     teacher_cfg = get_cfg()
     add_d2kd_config(teacher_cfg)
-    teacher_cfg.merge_from_file(_find_config(name))
+    merge_file(teacher_cfg, _find_config(name), "DISTILL.TEACHER.CONFIG_FILE")
     teacher_cfg.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or _zoo_weights(name)
     teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
     return teacher_cfg
@@ -143,29 +144,6 @@ def _load_completely(model: nn.Module, weights: str, path: str) -> None:
             + "\nthe teacher is incomplete: DISTILL.TEACHER.WEIGHTS must belong to "
             "DISTILL.TEACHER.CONFIG_FILE"
         )
-
-
-def find_weights(weights: str, key: str) -> str:
-    """The local file of a checkpoint, downloaded if need be.
-
-    Args:
-        weights: a path, URL or detectron2:// address.
-        key: where it is configured, for the message.
-
-    Raises:
-        FileNotFoundError: it is not there, or cannot be fetched.
-    """
-    try:
-        path = PathManager.get_local_path(weights)
-    except Exception as error:
-        raise FileNotFoundError(f"{key} {weights} cannot be fetched: {error}") from error
-    # Detectron2 reads options behind a question mark.
-    if not os.path.isfile(path.split("?")[0]):
-        raise FileNotFoundError(
-            f"{key} {weights} is not there (seen from {os.getcwd()}): set it to the path, URL or "
-            "detectron2:// address of a checkpoint"
-        )
-    return path
 
 
 def _sha256(path: str) -> str:

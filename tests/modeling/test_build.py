@@ -8,7 +8,8 @@ import torch
 from detectron2.modeling import build_model
 from helpers import distill_cfg, plain_cfg, write_teacher
 
-from d2kd.modeling.build import build_student, build_teacher, find_weights, read_teacher_config
+from d2kd.modeling.build import build_student, build_teacher, read_teacher_config
+from d2kd.modeling.checkpoints import find_weights
 
 
 def _build(files, *opts):

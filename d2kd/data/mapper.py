@@ -1,0 +1,82 @@
+"""Detectron2's mapper, in which an image that cannot be read is named, and may be skipped."""
+
+import logging
+from typing import Any, Callable, Dict, Optional
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import SizeMismatchError, check_image_size, read_image
+
+from .errors import DatasetError
+
+__all__ = ["BAD_IMAGES", "BadImageError", "NamingMapper", "build_mapper"]
+
+BAD_IMAGES = ("stop", "skip")
+
+logger = logging.getLogger(__name__)
+
+
+class BadImageError(DatasetError):
+    """An image that training or evaluation came upon cannot be read."""
+
+
+def why_unreadable(record: Dict[str, Any], image_format: str) -> Optional[str]:
+    """What is wrong with a record's image file; None if it can be read and has its stated size."""
+    try:
+        image = read_image(record["file_name"], format=image_format)
+        check_image_size(dict(record), image)
+    except Exception as error:  # Pillow's decoders raise nearly anything
+        same = isinstance(error, SizeMismatchError)
+        return str(error) if same else f"{type(error).__name__}: {error}"
+    return None
+
+
+class NamingMapper:
+    """Calls a mapper; where it fails because of the image file, says which.
+
+    Nothing is read twice unless the mapper failed. A mapper that fails otherwise fails as it does.
+    """
+
+    def __init__(self, mapper: Callable, image_format: str, on_bad_image: str = "stop"):
+        """
+        Args:
+            mapper: record -> training sample.
+            image_format: INPUT.FORMAT.
+            on_bad_image: "stop" raises; "skip" warns, with a count for each data worker, and
+                returns None, for which Detectron2's loader takes another image.
+        """
+        if on_bad_image not in BAD_IMAGES:
+            raise ValueError(
+                f"DATALOADER.BAD_IMAGES is {on_bad_image!r}: set it to one of {BAD_IMAGES}"
+            )
+        self.mapper = mapper
+        self.image_format = image_format
+        self.skip = on_bad_image == "skip"
+        self.skipped = 0
+
+    def __call__(self, record: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+        try:
+            return self.mapper(record)
+        except Exception as error:
+            reason = why_unreadable(record, self.image_format)
+            if reason is None:
+                raise
+            if not self.skip:
+                raise BadImageError(
+                    f"Image {record['file_name']} cannot be read: {reason}. Repair or remove it, or "
+                    "set DATALOADER.BAD_IMAGES to 'skip' to train without such images."
+                ) from error
+        self.skipped += 1
+        logger.warning(
+            "Image %s cannot be read and is skipped (%s); %d skipped by this data worker so far",
+            record["file_name"],
+            reason,
+            self.skipped,
+        )
+        return None
+
+
+def build_mapper(cfg: CfgNode, is_train: bool) -> NamingMapper:
+    """Detectron2's own mapper of cfg, named; evaluation never skips, as its images are counted."""
+    on_bad_image = cfg.DATALOADER.BAD_IMAGES if is_train else "stop"
+    return NamingMapper(DatasetMapper(cfg, is_train), cfg.INPUT.FORMAT, on_bad_image)
