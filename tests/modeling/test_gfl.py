@@ -50,6 +50,14 @@ def test_first_scores_are_the_prior():
     assert probabilities.mean().item() == pytest.approx(0.01, rel=0.1)
 
 
+def test_the_number_of_bins_follows_the_config():
+    model, batch = build_gfl(**{"MODEL.GFL.REG_MAX": 7}), make_batch()
+    _, (_, bins) = head_outputs(model, batch)
+    assert {x.shape[1] for x in bins} == {4 * 8}
+    assert all(torch.isfinite(x) for x in model(batch).values())
+    assert len(model.eval()(batch)) == len(batch)
+
+
 @pytest.mark.parametrize("norm, kind", [("BN", CycleBatchNormList), ("", nn.ReLU)])
 def test_the_head_has_the_norm_of_the_config(norm, kind):
     # CycleBatchNormList: statistics of its own for each level.

@@ -44,6 +44,11 @@ def test_expected_distance_keeps_float32_under_autocast():
     assert torch.equal(result, expected_distance(bins))
 
 
+def test_expected_distance_of_half_precision_bins_is_float32():
+    bins = torch.randn(50, 17).bfloat16()
+    assert torch.equal(expected_distance(bins), expected_distance(bins.float()))
+
+
 @pytest.mark.parametrize("beta", [2.0, 1.5])
 def test_quality_focal_loss_equals_numpy(beta):
     rng = np.random.default_rng(1)

@@ -7,6 +7,8 @@ from detectron2.structures import Boxes
 from tiny_gfl import build_gfl, head_outputs, make_batch, spread_gfl
 from torch import nn
 
+from d2kd.modeling import gfl
+
 
 @pytest.fixture
 def model():
@@ -93,6 +95,15 @@ def test_loss_weights_and_beta_are_read(model):
     built = build_gfl(**settings)
     values = (built.qfl_beta, built.box_reg_loss_weight, built.dfl_loss_weight, built.atss_topk)
     assert values == (1.0, 1.0, 0.5, 4)
+
+
+def test_normalisers_are_means_over_the_processes(model, monkeypatch):
+    batch = make_batch()
+    alone = model(batch)
+    monkeypatch.setattr(gfl, "differentiable_all_reduce", lambda x: 5 * x)
+    monkeypatch.setattr(gfl.comm, "get_world_size", lambda: 2)
+    for name, value in model(batch).items():
+        torch.testing.assert_close(value, alone[name] * 2 / 5)
 
 
 @pytest.mark.parametrize("boxes", [([], []), ([], [[5, 5, 40, 30]]), ([[6, 6, 7, 7]], [])])
