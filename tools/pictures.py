@@ -73,7 +73,14 @@ def _draw(axis: Axes, image: np.ndarray, found: Detections) -> None:
             label = {"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
             text = f"{100 * found.scores[index]:.0f}"
             axis.text(
-                x0, y0, text, fontsize=7, color="white", va="bottom", bbox=label, clip_on=True
+                x0,
+                max(y0, 7),
+                text,
+                fontsize=7,
+                color="white",
+                va="bottom",
+                bbox=label,
+                clip_on=True,
             )
 
 
