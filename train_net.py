@@ -21,6 +21,7 @@ from d2kd import DistillTrainer, add_d2kd_config
 from d2kd.config_checks import check_config
 from d2kd.config_io import merge_file, merge_options
 from d2kd.data import check_num_classes, register_custom_datasets
+from d2kd.engine.interrupt import interruptible
 from d2kd.engine.output import prepare_output
 from d2kd.modeling.build import build_teacher, read_teacher_config
 from d2kd.modeling.checkpoints import find_weights
@@ -82,9 +83,10 @@ def main(args):
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
-    trainer = DistillTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with interruptible():
+        trainer = DistillTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
 if __name__ == "__main__":

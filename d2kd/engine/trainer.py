@@ -19,6 +19,8 @@ from ..modeling.build import build_teacher, read_teacher_config
 from ..modeling.checkpoints import find_weights
 from ..modeling.inherit import inherit
 from .hooks import build_distill_hooks, unwrap
+from .interrupt import StopOnInterrupt
+from .sanity import explain_nonfinite
 
 __all__ = ["DistillTrainer", "TeacherIdentity"]
 
@@ -114,7 +116,11 @@ class DistillTrainer(DefaultTrainer):
             writers = [i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicWriter)]
             at = writers[0] if writers else len(hooks)
             hooks[at:at] = build_distill_hooks(self.cfg)
-        return hooks
+        return [*hooks, StopOnInterrupt()]
+
+    def run_step(self) -> None:
+        with explain_nonfinite(unwrap(self.model), self.iter, self.cfg.OUTPUT_DIR):
+            super().run_step()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer; a fresh start also takes DISTILL.STUDENT.INHERIT's weights."""

@@ -95,6 +95,8 @@ class ClassificationLoss(nn.Module):
         self.entropy = distance == "cross_entropy"
         self.temperature = temperature
         self.mask = None
+        # Of the latest step, detached, for messages: which level a bad loss comes from.
+        self.by_level: Dict[str, Tensor] = {}
         self.requires = frozenset({"logits"})
         if where != "positives":
             mask_function = MASK_REGISTRY.get(where)
@@ -111,7 +113,9 @@ class ClassificationLoss(nn.Module):
         if self.mask is None:
             loss = self._positives(step)
         else:
-            loss = sum(self._level(level, step) for level in step.student.dense_logits)
+            losses = {level: self._level(level, step) for level in step.student.dense_logits}
+            self.by_level = {level: loss.detach() for level, loss in losses.items()}
+            loss = sum(losses.values())
         return self.weight * self.temperature**2 * loss
 
     def _positives(self, step: DistillStep) -> Tensor:

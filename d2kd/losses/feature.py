@@ -62,6 +62,8 @@ class FeatureLoss(nn.Module):
         self.min_total = mask_function.min_total
         self.distance = bind(DISTANCE_REGISTRY.get(distance), distance_args)
         self.requires = frozenset({"features"}) | mask_function.requires
+        # Of the latest step, detached, for messages: which level a bad loss comes from.
+        self.by_level: Dict[str, Tensor] = {}
 
     def forward(self, step: DistillStep) -> Tensor:
         """The weighted loss of one batch, a float32 scalar attached to features and adapters.
@@ -69,7 +71,9 @@ class FeatureLoss(nn.Module):
         Raises:
             ValueError: if a level's sizes differ between student and teacher.
         """
-        return self.weight * sum(self._level(level, step) for level in self.adapters)
+        losses = {level: self._level(level, step) for level in self.adapters}
+        self.by_level = {level: loss.detach() for level, loss in losses.items()}
+        return self.weight * sum(losses.values())
 
     def _level(self, level: str, step: DistillStep) -> Tensor:
         """The loss of one level. The adapter is a layer of the network: autocast may cast it."""

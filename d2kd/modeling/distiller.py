@@ -1,6 +1,6 @@
 """The meta-architecture in which a frozen teacher and a trainable student live together."""
 
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Optional
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -12,6 +12,7 @@ from ..structures import DistillStep
 from .build import build_student, build_teacher, read_teacher_config
 from .build_losses import build_distill_losses
 from .checks import check_pair
+from .latest import LatestStep
 from .observe import Observer, Wanted, get_observer
 from .teacher import FrozenTeacher
 
@@ -58,6 +59,7 @@ class Distiller(nn.Module):
         requires = frozenset().union(*(loss.requires for loss in distill_losses.values()))
         self.want = Wanted(requires, proposals)
         self._loss_hooks: Dict[str, LossHook] = {}
+        self.latest: Optional[LatestStep] = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -99,9 +101,14 @@ class Distiller(nn.Module):
         """Losses in training (dict of scalars), the student's detections in eval mode."""
         if not self.training:
             return self.student(batch)
+        self.latest = LatestStep(batch)
         losses, step = self.observe(self.student, self.teacher, batch, self.want)
         for name, loss_module in self.distill_losses.items():
             losses.update(self._get_hook(name)(loss_module, step))
+        self.latest.losses = {name: loss.detach() for name, loss in losses.items()}
+        self.latest.by_level = {
+            name: getattr(module, "by_level", {}) for name, module in self.distill_losses.items()
+        }
         return losses
 
     def _get_hook(self, name: str) -> LossHook:

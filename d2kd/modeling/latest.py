@@ -1,0 +1,40 @@
+"""What a step was made of, kept until the next one, to explain a loss that is not finite."""
+
+from dataclasses import dataclass, field
+from typing import Dict, List
+
+import torch
+from torch import Tensor
+
+__all__ = ["LatestStep", "random_state"]
+
+
+def random_state() -> Dict[str, Tensor]:
+    """Of the streams that sampling in a step draws from; reading them waits for no GPU."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+@dataclass
+class LatestStep:
+    """
+    Attributes:
+        batch: what the data loader gave.
+        random: the random streams before the forward.
+        losses: name -> detached scalar; empty if the forward did not get there.
+        by_level: distillation loss -> level -> detached scalar, of those that sum over levels.
+    """
+
+    batch: List[dict]
+    random: Dict[str, Tensor] = field(default_factory=random_state)
+    losses: Dict[str, Tensor] = field(default_factory=dict)
+    by_level: Dict[str, Dict[str, Tensor]] = field(default_factory=dict)
+
+    def bad_levels(self) -> Dict[str, List[str]]:
+        """Distillation loss -> its levels that are not finite."""
+        return {
+            name: [level for level, loss in levels.items() if not loss.isfinite()]
+            for name, levels in self.by_level.items()
+        }

@@ -1,0 +1,90 @@
+"""Ctrl-C: the step is finished, a checkpoint written, the status is 130, and the run resumes."""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils.env import seed_all_rng
+from helpers import distill_cfg
+
+from d2kd.engine import DistillTrainer
+from d2kd.engine.interrupt import INTERRUPTED, StopOnInterrupt, interruptible
+
+pytestmark = pytest.mark.usefixtures("train_set")
+
+
+class _Press(HookBase):
+    """Ctrl-C in the middle of an iteration; a terminal sends it to data workers too."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def before_step(self):
+        if self.trainer.iter == self.iteration:
+            workers = [child.pid for child in multiprocessing.active_children()]
+            for process in [*workers, os.getpid()]:
+                os.kill(process, signal.SIGINT)
+
+
+def _trainer(teacher_files, folder, *opts, resume=False):
+    seed_all_rng(1)
+    trainer = DistillTrainer(distill_cfg(teacher_files, "OUTPUT_DIR", str(folder), *opts))
+    trainer.resume_or_load(resume=resume)
+    return trainer
+
+
+def test_checkpoint_status_and_resume(teacher_files, tmp_path, capfd):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended, interruptible():
+        trainer = _trainer(teacher_files, tmp_path, "DATALOADER.NUM_WORKERS", 1)
+        trainer.register_hooks([_Press(1)])
+        trainer.train()
+    assert ended.value.code == INTERRUPTED == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "press Ctrl-C again" in capfd.readouterr().err
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    saved = torch.load(tmp_path / "model_0000001.pth")
+    assert saved["iteration"] == 1
+    state = trainer.model.student.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in saved["model"].items())
+    resumed = _trainer(teacher_files, tmp_path, resume=True)
+    assert resumed.start_iter == 2
+    resumed.train()
+    assert (tmp_path / "model_final.pth").exists()
+
+
+def test_in_the_last_step_training_ends_as_ever(teacher_files, tmp_path):
+    with interruptible():
+        trainer = _trainer(teacher_files, tmp_path)
+        trainer.register_hooks([_Press(2)])
+        trainer.train()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_the_second_time_it_stops_at_once():
+    with pytest.raises(SystemExit) as ended, interruptible():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second signal did nothing")
+    assert ended.value.code == INTERRUPTED
+
+
+def test_without_the_context_it_acts_as_usual():
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    "done, others, stops", [(10, True, True), (10, False, False), (9, True, False)]
+)
+def test_several_processes_leave_at_the_same_step(monkeypatch, done, others, stops):
+    asked = []
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr(
+        "detectron2.utils.comm.all_gather", lambda mine: asked.append(mine) or [mine, others]
+    )
+    assert StopOnInterrupt(period=10)._wanted(done) == stops
+    assert asked == ([False] if done == 10 else [])
