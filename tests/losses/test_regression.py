@@ -149,14 +149,14 @@ def test_autocast_and_half_precision_inputs_are_computed_in_float32(make_step, d
         fields = {name: getattr(who, name).float() for name in ("logits", "deltas", "box_bins")}
         return dataclasses.replace(who, **fields)
 
-    loss = build("proposal", distance)
+    loss = build("none", distance)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(step)
     expected = loss(
         dataclasses.replace(step, student=single(step.student), teacher=single(step.teacher))
     )
     assert value.dtype in (torch.float32, torch.float64)
-    assert value.item() == expected.item()
+    assert value.item() == expected.item() > 0
 
 
 def test_the_box_coder_is_called_outside_of_autocast(make_step):
