@@ -7,7 +7,7 @@ Stops and resumes anywhere: what is finished lies under output/ablation. Teacher
 are trained first; then each method's step is timed with nothing beside it; then the students are
 trained, ``--jobs`` at a time with one thread each. A method is held against two baselines: one of
 as many iterations, and one of as much time (its iterations raised by the ratio of the seconds per
-iteration, rounded to tenths). Writes docs/ablation/<suite>.json, <suite>.md and <detector>.png.
+iteration, rounded to fifths). Writes docs/ablation/<suite>.json, <suite>.md and <detector>.png.
 """
 
 import argparse
@@ -146,7 +146,7 @@ def plan(
 
 def equal_time_iterations(iterations: int, ratio: float) -> int:
     """Iterations of the baseline in the time that a method with this ratio of s/iteration takes."""
-    return round(iterations * max(1.0, round(ratio, 1)))
+    return round(iterations * max(1.0, round(5 * ratio) / 5))
 
 
 def train_all(

@@ -36,8 +36,8 @@ def test_methods_differ(detector):
 
 
 def test_equal_time():
-    found = [ablation.equal_time_iterations(800, ratio) for ratio in (0.9, 1.04, 1.26, 1.5)]
-    assert found == [800, 800, 1040, 1200]
+    found = [ablation.equal_time_iterations(800, ratio) for ratio in (0.9, 1.04, 1.26, 1.52)]
+    assert found == [800, 800, 960, 1280]
 
 
 def _row(method=BASELINE, ap=(1.0, 2.0, 6.0), **changes):
