@@ -1,6 +1,7 @@
 """Detectors, batches and a data set small enough for a test: 64 px images, a few thousand weights."""
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -146,22 +147,40 @@ def count_calls(*modules):
     return calls
 
 
-def register_train_set(folder: Path, images=8):
-    """Register TRAIN_SET: noise with two boxes an image."""
-    rng, records = np.random.default_rng(0), []
+def _draw_images(folder: Path, images: int):
+    """Noise with two boxes an image: (path, boxes xyxy) of each, the files written."""
+    rng = np.random.default_rng(0)
     for i in range(images):
         path = folder / f"{i}.png"
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
         low = rng.integers(0, 30, (2, 2))
-        boxes = np.concatenate([low, low + rng.integers(10, 34, (2, 2))], axis=1).tolist()
-        mode = BoxMode.XYXY_ABS
-        records.append(
-            {"file_name": str(path), "image_id": i, "height": 64, "width": 64}
-            | {
-                "annotations": [
-                    {"bbox": b, "bbox_mode": mode, "category_id": (i + j) % K}
-                    for j, b in enumerate(boxes)
-                ]
-            }
-        )
+        yield path, np.concatenate([low, low + rng.integers(10, 34, (2, 2))], axis=1).tolist()
+
+
+def register_train_set(folder: Path, images=8):
+    """Register TRAIN_SET."""
+    records = [
+        {"file_name": str(path), "image_id": i, "height": 64, "width": 64}
+        | {
+            "annotations": [
+                {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": (i + j) % K}
+                for j, box in enumerate(boxes)
+            ]
+        }
+        for i, (path, boxes) in enumerate(_draw_images(folder, images))
+    ]
     DatasetCatalog.register(TRAIN_SET, lambda: copy.deepcopy(records))
+
+
+def write_coco_set(folder: Path, images=4):
+    """The same pictures as a COCO file; returns its declaration for DATASETS.CUSTOM."""
+    content = {"images": [], "annotations": []}
+    content["categories"] = [{"id": i + 1, "name": f"class {i}"} for i in range(K)]
+    for i, (path, boxes) in enumerate(_draw_images(folder, images)):
+        content["images"].append({"id": i, "file_name": path.name, "width": 64, "height": 64})
+        for j, (x0, y0, x1, y1) in enumerate(boxes):
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+            ids = {"id": 2 * i + j + 1, "image_id": i, "category_id": (i + j) % K + 1}
+            content["annotations"].append({**ids, **box})
+    (folder / "boxes.json").write_text(json.dumps(content))
+    return {"FORMAT": "coco", "ANNOTATIONS": str(folder / "boxes.json"), "IMAGES": str(folder)}

@@ -1,0 +1,87 @@
+"""Every yaml says what it must and can be built; on the meta device, so without weights or time."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from d2kd.config import add_d2kd_config, plain_config
+from d2kd.engine import build_schedule
+from d2kd.modeling import Distiller, build
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+LEAVES = [path for path in FILES if not path.name.startswith(("Base-", "Distill-"))]
+IDS = [str(path.relative_to(ROOT / "configs")) for path in LEAVES]
+every_leaf = pytest.mark.parametrize("path", LEAVES, ids=IDS)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root_without_weights(monkeypatch):
+    """Paths in the configs start at the repository; no checkpoint is read or downloaded."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(build, "find_weights", lambda weights, key: weights)
+    monkeypatch.setattr(build, "_sha256", lambda path: "")
+    monkeypatch.setattr(build, "_load_completely", lambda model, weights, path: None)
+
+
+def _cfg(path):
+    cfg = get_cfg()
+    add_d2kd_config(cfg)
+    cfg.merge_from_file(str(path))
+    cfg.MODEL.DEVICE = "meta"
+    return cfg
+
+
+def _size(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@every_leaf
+def test_builds(path):
+    cfg = _cfg(path)
+    with torch.device("meta"):
+        if not cfg.DISTILL.ENABLED:
+            build_model(cfg)
+            return
+        distiller = Distiller(cfg)
+    build_schedule(cfg)
+    assert _size(distiller.student) < _size(distiller.teacher)
+    levels = set(cfg.DISTILL.FEATURE.LEVELS or distiller.student.backbone.output_shape())
+    if "feature" in distiller.distill_losses:
+        assert set(distiller.distill_losses["feature"].adapters) == levels
+
+
+@every_leaf
+def test_the_written_student_is_the_stock_one(path):
+    cfg = _cfg(path)
+    if cfg.MODEL.META_ARCHITECTURE in ("FCOS", "GFL"):
+        return  # Detectron2 has no yaml of these
+    with torch.device("meta"):
+        stock, ours = build_model(plain_config(cfg)), build.build_student(cfg)
+    assert list(stock.state_dict()) == list(ours.state_dict())
+
+
+@every_leaf
+def test_first_line_is_its_command(path):
+    command = re.match(r"# (?:\w+=\S+ )?python (\S+) --config-file (\S+)", path.read_text())
+    assert command, "the first comment is the command that runs it"
+    assert command.group(1) == "train_net.py" and (ROOT / command.group(1)).is_file()
+    assert ROOT / command.group(2) == path
+
+
+def test_no_two_write_to_one_folder():
+    folders = [_cfg(path).OUTPUT_DIR for path in LEAVES]
+    assert len(set(folders)) == len(folders), sorted({f for f in folders if folders.count(f) > 1})
+
+
+@every_leaf
+def test_teacher_weights_are_where_its_config_writes_them(path):
+    node = _cfg(path).DISTILL
+    if not node.ENABLED or not node.TEACHER.CONFIG_FILE.startswith("configs/"):
+        return
+    teacher = _cfg(ROOT / node.TEACHER.CONFIG_FILE)
+    assert node.TEACHER.WEIGHTS.startswith((teacher.OUTPUT_DIR + "/model_final", "configs/"))

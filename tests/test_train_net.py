@@ -1,0 +1,109 @@
+"""The training script as a user calls it: distil, resume, evaluate."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from helpers import distill_cfg, plain_cfg, write_coco_set, write_teacher
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import train_net  # noqa: E402  it lies beside the package
+
+
+def _write_config(folder, *opts):
+    """A config file of a distilled student on a declared data set; (yaml, teacher's files)."""
+    files = write_teacher(folder / "teacher")
+    (folder / "pictures").mkdir()
+    cfg = distill_cfg(files, "OUTPUT_DIR", str(folder / "out"), "SOLVER.MAX_ITER", 3, *opts)
+    cfg.DATASETS.CUSTOM = CfgNode({"tiny": write_coco_set(folder / "pictures")})
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("tiny",)
+    (folder / "student.yaml").write_text(cfg.dump())
+    return folder / "student.yaml", files
+
+
+def _call(config, *args):
+    command = [sys.executable, "train_net.py", "--config-file", str(config), *map(str, args)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(folder, yaml, teacher's files, printed text) of three distilled iterations."""
+    folder = tmp_path_factory.mktemp("train_net")
+    config, files = _write_config(folder)
+    code, text = _call(config, "--eval-teacher")
+    assert code == 0, text[-3000:]
+    return folder, config, files, text
+
+
+def test_distils_and_says_what_it_does(trained):
+    folder, _, files, text = trained
+    assert f"teacher weights {files[1]}" in text and "0 missing" in text
+    for word in ("eta: ", "loss_distill_feature: ", "loss_weight/cls: ", "loss_ratio/reg: "):
+        assert word in text
+    row = json.loads((folder / "out" / "metrics.json").read_text().splitlines()[-1])
+    assert {"bbox/AP", "bbox/AP50", "bbox/AP75", "loss_distill_cls", "loss_ratio/cls"} <= set(row)
+    assert list((folder / "out").glob("events.out.tfevents.*"))
+    assert (folder / "out" / "teacher").is_dir(), "the teacher was evaluated"
+
+
+def test_evaluates_the_student_without_its_teacher(trained):
+    folder, config, files, _ = trained
+    aside = files[1].rename(folder / "aside.pth")
+    try:
+        weights = folder / "out" / "model_final.pth"
+        code, text = _call(
+            config, "--eval-only", "MODEL.WEIGHTS", weights, "OUTPUT_DIR", folder / "e"
+        )
+    finally:
+        aside.rename(files[1])
+    assert code == 0, text[-3000:]
+    assert "AP50" in text and "teacher weights" not in text
+    assert "not be found in the checkpoint" not in text, "every weight was in the file"
+
+
+def test_resumes(trained):
+    folder, config, _, _ = trained
+    code, text = _call(config, "--resume", "SOLVER.MAX_ITER", 4)
+    assert code == 0, text[-3000:]
+    assert "Starting training from iteration 3" in text
+    assert torch.load(folder / "out" / "model_final.pth")["iteration"] == 3
+
+
+def test_wrong_keys_stop_before_training(trained, tmp_path):
+    code, text = _call(trained[1], "MODEL.ROI_HEADS.NUM_CLASSES", 3, "OUTPUT_DIR", tmp_path)
+    assert code != 0 and "Set MODEL.ROI_HEADS.NUM_CLASSES to 4" in text.splitlines()[-1]
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_evaluating_nothing_is_an_error(tmp_path):
+    opts = ["OUTPUT_DIR", str(tmp_path)]
+    with pytest.raises(ValueError, match="set MODEL.WEIGHTS to its checkpoint"):
+        train_net.eval_student(plain_cfg(*opts), resume=False)
+    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS nowhere.pth is not there"):
+        train_net.eval_student(plain_cfg(*opts, "MODEL.WEIGHTS", "nowhere.pth"), resume=False)
+
+
+def test_the_teacher_is_evaluated_in_its_own_format_and_leaves_the_random_streams(
+    tmp_path, monkeypatch
+):
+    files = write_teacher(tmp_path, "INPUT.FORMAT", "RGB", "INPUT.MIN_SIZE_TEST", 80)
+    evaluated = []
+    monkeypatch.setattr(
+        train_net.DistillTrainer, "test", lambda *args: evaluated.append(args) or torch.rand(9)
+    )
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    train_net.eval_teacher(distill_cfg(files))
+    assert torch.equal(torch.rand(3), expected)
+    ((cfg, model),) = evaluated
+    assert (cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST) == ("RGB", 80)
+    assert not model.training and cfg.OUTPUT_DIR.endswith("teacher")
