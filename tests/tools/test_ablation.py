@@ -136,7 +136,7 @@ def test_a_suite(suite):
     assert [tuple(row[key] for key in keys) for row in rows] == [
         (BASELINE, "iterations", 100, 0.2),
         ("FRS", "iterations", 100, 0.3),
-        (BASELINE, "time", 150, 0.2),
+        (BASELINE, "time", 140, 0.2),
     ]
     assert all(row["inherit"] and row["seeds"] == [1, 2] for row in rows)
     # Timing first, alone; then every student under every seed, each in a folder of its own.
