@@ -51,8 +51,11 @@ def merge_file(cfg: CfgNode, path: str, named_by: str = "--config-file") -> None
         raise ConfigError(f"{path} is no yaml of plain values: {error}") from error
     except AssertionError as error:
         raise ConfigError(f"{path}: {error}") from error
+    except TypeError:  # fvcore's, of a file without any key
+        loaded = None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} holds no keys: write them as 'KEY: value', one a line")
+    _check_groups(loaded, cfg, path)
     # Detectron2 renames the keys of older versions itself.
     if loaded.get("VERSION", cfg.VERSION) == cfg.VERSION:
         _refuse_unknown(cfg, list(_unknown_keys(loaded, cfg)), path)
@@ -74,6 +77,18 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
             cfg.merge_from_list([key, value])
         except (AssertionError, KeyError, ValueError) as error:
             raise ConfigError(f"the command line: {_readable(error)}") from error
+
+
+def _check_groups(loaded: dict, node: CfgNode, path: str, prefix: str = "") -> None:
+    """Where the config has a group of keys, the file has one too."""
+    for key, group in node.items():
+        if key in loaded and isinstance(group, CfgNode):
+            if not isinstance(loaded[key], dict):
+                raise ConfigError(
+                    f"{path}: {prefix}{key} is {loaded[key]!r}, but it is a group of keys, e.g. "
+                    f"{prefix}{key}.{next(iter(group), 'NAME')}"
+                )
+            _check_groups(loaded[key], group, path, f"{prefix}{key}.")
 
 
 def _unknown_keys(loaded: dict, node: CfgNode, prefix: str = "") -> Iterator[str]:

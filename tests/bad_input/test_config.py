@@ -1,0 +1,131 @@
+"""Configs that cannot be used: the file, the key, and what was likely meant are named."""
+
+import pytest
+from detectron2.config import get_cfg
+from helpers import distill_cfg, plain_cfg
+
+from d2kd.config import add_d2kd_config
+from d2kd.config_checks import check_config
+from d2kd.config_io import ConfigError, merge_file, merge_options
+from d2kd.modeling.build import read_teacher_config
+
+
+def _cfg():
+    cfg = get_cfg()
+    add_d2kd_config(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("DISTILL: {FEATRE: {WEIGHT: 1.0}}", ["DISTILL.FEATRE Did you mean 'DISTILL.FEATURE'?"]),
+        ("SOLVER: {MAXITER: 5}", ["SOLVER.MAXITER Did you mean 'SOLVER.MAX_ITER'?"]),
+        ("DISTIL: {ENABLED: True}", ["DISTIL Did you mean 'DISTILL'?"]),
+        ("SOLVER: {A: 1}\nMODEL: {B: 2}", ["no such keys", "  SOLVER.A", "  MODEL.B"]),
+        ("SOLVER: {MAX_ITER: many}", ["Type mismatch", "'many'|many", "SOLVER.MAX_ITER"]),
+        ("DISTILL: {FEATURE: {WEIGHT: 2}}", ["DISTILL.FEATURE.WEIGHT", "2.0, not 2"]),
+        ("DISTILL: {LOSSES: feature}", ["Type mismatch", "DISTILL.LOSSES"]),
+        ("MODEL:", ["MODEL is None, but it is a group of keys"]),
+        ("SOLVER: {MAX_ITER: 5", ["no yaml", "line 1"]),
+        ("SOLVER: !!python/object/apply:os.getcwd []", ["no yaml of plain values", "os.getcwd"]),
+        ("- SOLVER", ["holds no keys"]),
+        ("", ["holds no keys"]),
+    ],
+)
+def test_file(tmp_path, text, words):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        merge_file(_cfg(), str(tmp_path / "mine.yaml"))
+    message = str(caught.value)
+    assert "mine.yaml" in message
+    assert all(any(w in message for w in word.split("|")) for word in words), message
+
+
+def test_file_that_is_absent(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--config-file nowhere.yaml is not there .seen"):
+        merge_file(_cfg(), "nowhere.yaml")
+    (tmp_path / "mine.yaml").write_text('_BASE_: "Base-absent.yaml"')
+    with pytest.raises(FileNotFoundError, match="mine.yaml: a file of its _BASE_ .*Base-absent"):
+        merge_file(_cfg(), str(tmp_path / "mine.yaml"))
+
+
+def test_code_in_a_file_does_not_run(tmp_path):
+    spoilt = tmp_path / "spoilt"
+    text = f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{spoilt}']"
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError):
+        merge_file(_cfg(), str(tmp_path / "mine.yaml"))
+    assert not spoilt.exists()
+
+
+def test_a_file_of_an_older_version_is_upgraded(tmp_path):
+    (tmp_path / "old.yaml").write_text("VERSION: 1\nMODEL: {WEIGHT: 'a.pkl'}\n")
+    cfg = _cfg()
+    merge_file(cfg, str(tmp_path / "old.yaml"))
+    assert cfg.MODEL.WEIGHTS == "a.pkl"
+
+
+def test_good_file_and_options(tmp_path):
+    (tmp_path / "base.yaml").write_text("SOLVER: {MAX_ITER: 5, BASE_LR: 0.5}")
+    text = "_BASE_: base.yaml\nSOLVER: {MAX_ITER: 6}\nDATASETS: {CUSTOM: {mine: {FORMAT: coco}}}\n"
+    (tmp_path / "mine.yaml").write_text(text + "DISTILL: {DISTANCES: {HUBER: {DELTA: 1.5}}}")
+    cfg = _cfg()
+    merge_file(cfg, str(tmp_path / "mine.yaml"))
+    merge_options(cfg, ["SOLVER.IMS_PER_BATCH", "4"])
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH) == (6, 0.5, 4)
+    assert cfg.DATASETS.CUSTOM.mine.FORMAT == "coco" and cfg.DISTILL.DISTANCES.HUBER.DELTA == 1.5
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["DISTILL.CLS.TEMPRATURE", "2.0"], ["Did you mean 'DISTILL.CLS.TEMPERATURE'?"]),
+        (["MODEL.NOWHERE.AT_ALL", "1"], ["MODEL.NOWHERE.AT_ALL"]),
+        (["SOLVER.MAX_ITER"], ["pairs KEY VALUE", "1"]),
+        (["SOLVER.MAX_ITER", "ten"], ["Type mismatch", "ten", "SOLVER.MAX_ITER"]),
+    ],
+)
+def test_options(options, words):
+    with pytest.raises(ConfigError) as caught:
+        merge_options(_cfg(), options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("SOLVER.MAX_ITER", 0, "a number above 0"),
+        ("SOLVER.IMS_PER_BATCH", -1, "a number above 0"),
+        ("SOLVER.BASE_LR", float("nan"), "a number above 0"),
+        ("DATALOADER.BAD_IMAGES", "skp", "Did you mean 'skip'?"),
+        ("DISTILL.FEATURE.WEIGHT", -1.0, "a number, 0 or above"),
+        ("DISTILL.FEATURE.WEIGHT", None, "a number, 0 or above"),
+        ("DISTILL.CLS.TEMPERATURE", 0.0, "a number above 0"),
+        ("DISTILL.FEATURE.MASK", "gausian", "Did you mean 'gaussian'?"),
+        ("DISTILL.FEATURE.DISTANCE", "sim", "Did you mean 'ssim'?"),
+        ("DISTILL.FEATURE.CHANNELS", "all", "['mean', 'sum']"),
+        ("DISTILL.CLS.WHERE", "positive", "Did you mean 'positives'?"),
+        ("DISTILL.DISTANCES.SSIM.SIGMA", 0.0, "a number above 0"),
+    ],
+)
+def test_values_out_of_range(key, value, words):
+    cfg = distill_cfg(("a.yaml", "a.pth"))
+    check_config(cfg)
+    with pytest.raises(ConfigError) as caught:
+        check_config(distill_cfg(("a.yaml", "a.pth"), key, value))
+    assert f"{key} is {value!r}: set it to" in str(caught.value) and words in str(caught.value)
+
+
+def test_all_values_out_of_range_are_listed_and_unused_ones_are_not():
+    spoilt = ["DISTILL.CLS.WEIGHT", -1.0, "DISTILL.REG.WEIGHT", -1.0]
+    with pytest.raises(ConfigError, match="(?s)DISTILL.CLS.WEIGHT.*DISTILL.REG.WEIGHT"):
+        check_config(distill_cfg(("a.yaml", "a.pth"), *spoilt))
+    check_config(plain_cfg(*spoilt))
+
+
+def test_a_teachers_file_is_read_as_carefully(tmp_path):
+    (tmp_path / "teacher.yaml").write_text("MODEL: {RESNET: {DEPTH: 101}}")
+    cfg = distill_cfg((tmp_path / "teacher.yaml", "a.pth"))
+    with pytest.raises(ConfigError, match="(?s)teacher.yaml.*MODEL.RESNET Did you mean"):
+        read_teacher_config(cfg)
