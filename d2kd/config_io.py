@@ -24,7 +24,9 @@ def all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
             yield from all_keys(value, f"{prefix}{key}.")
 
 
-def merge_file(cfg: CfgNode, path: str, named_by: str = "--config-file") -> None:
+def merge_file(
+    cfg: CfgNode, path: str, named_by: str = "--config-file", trusted: bool = False
+) -> None:
     """Merge a yaml and its bases into ``cfg``.
 
     Unlike Detectron2's own, python objects in the yaml are not made: a config cannot run code.
@@ -33,6 +35,8 @@ def merge_file(cfg: CfgNode, path: str, named_by: str = "--config-file") -> None
         cfg: holds every known key; changed in place.
         path: of the yaml.
         named_by: the option or key that names the path, for messages.
+        trusted: make python objects after all; Detectron2's own RetinaNet configs compute their
+            anchors so.
 
     Raises:
         FileNotFoundError: the file, or one of its bases, is not there.
@@ -44,7 +48,7 @@ def merge_file(cfg: CfgNode, path: str, named_by: str = "--config-file") -> None
             f"{named_by} {path} is not there (seen from {os.getcwd()}): set it to a yaml file"
         )
     try:
-        loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
+        loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=trusted)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: a file of its _BASE_ is not there: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -60,7 +64,7 @@ def merge_file(cfg: CfgNode, path: str, named_by: str = "--config-file") -> None
     if loaded.get("VERSION", cfg.VERSION) == cfg.VERSION:
         _refuse_unknown(cfg, list(_unknown_keys(loaded, cfg)), path)
     try:
-        cfg.merge_from_file(path, allow_unsafe=False)
+        cfg.merge_from_file(path, allow_unsafe=trusted)
     except (AssertionError, KeyError, ValueError) as error:
         raise ConfigError(f"{path}: {_readable(error)}") from error
 

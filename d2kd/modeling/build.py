@@ -55,15 +55,15 @@ def read_teacher_config(cfg: CfgNode) -> CfgNode:
         )
     teacher_cfg = get_cfg()
     add_d2kd_config(teacher_cfg)
-    merge_file(teacher_cfg, _find_config(name), "DISTILL.TEACHER.CONFIG_FILE")
+    # A file of one's own may not run code; what is installed with Detectron2 may.
+    named_by, own = "DISTILL.TEACHER.CONFIG_FILE", os.path.isfile(name)
+    merge_file(teacher_cfg, name if own else _find_in_zoo(name), named_by, trusted=not own)
     teacher_cfg.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or _zoo_weights(name)
     teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
     return teacher_cfg
 
 
-def _find_config(name: str) -> str:
-    if os.path.isfile(name):
-        return name
+def _find_in_zoo(name: str) -> str:
     try:
         return get_config_file(name)
     except RuntimeError as error:

@@ -16,6 +16,7 @@ from helpers import build_distiller, distill_cfg, make_batch, plain_cfg
 
 from d2kd.config import plain_config
 from d2kd.engine import DistillLossHook, DistillTrainer, LossRatioHook, build_distill_hooks
+from d2kd.engine.interrupt import StopOnInterrupt
 
 pytestmark = pytest.mark.usefixtures("train_set")
 
@@ -144,10 +145,10 @@ def test_hooks_stand_before_the_writer_also_where_there_is_none(
     ours = [DistillLossHook] * 3 + [LossRatioHook]
     cfg = distill_cfg(teacher_files, "OUTPUT_DIR", str(tmp_path))
     kinds = [type(hook) for hook in DistillTrainer(cfg)._hooks]
-    assert kinds[-5:] == [*ours, PeriodicWriter]
+    assert kinds[-6:] == [*ours, PeriodicWriter, StopOnInterrupt]
     monkeypatch.setattr(comm, "is_main_process", lambda: False)
     kinds = [type(hook) for hook in DistillTrainer(cfg)._hooks]
-    assert kinds[-4:] == ours and PeriodicWriter not in kinds
+    assert kinds[-5:] == [*ours, StopOnInterrupt] and PeriodicWriter not in kinds
 
 
 def test_hooks_serve_any_trainer(teacher_files):
