@@ -50,6 +50,7 @@ def test_eight_images_are_learnt_from_scratch(one_thread, eight_shapes, tmp_path
             "MODEL.RESNETS.NORM": "BN",
             "MODEL.RESNETS.STRIDE_IN_1X1": False,
             "MODEL.BACKBONE.FREEZE_AT": 0,
+            "MODEL.FPN.OUT_CHANNELS": 64,
             "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
             "MODEL.GFL.NUM_CONVS": 2,
             "MODEL.GFL.NUM_CLASSES": 6,
