@@ -19,6 +19,7 @@ FLOORS = [
     ("data", 3),
     ("modeling", 4),
     ("engine", 5),
+    ("doctor", 6),
     ("__init__", 6),
 ]
 # What the lower floors may take from Detectron2.

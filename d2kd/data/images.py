@@ -23,7 +23,8 @@ DEEP_MODES = ("I", "F")
 
 def image_size(file_name: str, source: str) -> Tuple[int, int]:
     """
-    Width and height of an image file, from its header alone.
+    Width and height of an image file, from its header alone (a PNG's rotation may stand behind its
+    pixels, which are then read too).
 
     Greyscale, CMYK, palette and transparent images pass: Detectron2 converts them to
     INPUT.FORMAT. Whether the pixels behind the header are whole shows when they are read; see

@@ -1,0 +1,6 @@
+"""Floor 6: checks of a set-up before anybody spends GPU hours on it."""
+
+from .finding import Finding, Status, render
+from .run import diagnose
+
+__all__ = ["Finding", "Status", "diagnose", "render"]

@@ -1,0 +1,136 @@
+"""Checks of the data: found, sampled, boxes inside, classes met, nothing twice."""
+
+import random
+from collections import Counter
+from typing import Dict, List
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from ..data import check_num_classes, register_custom_datasets
+from ..data.mapper import why_unreadable
+from ..data.records import first_few
+from .finding import Finding, error, ok, warning
+
+__all__ = ["check_data"]
+
+SAMPLED = 24
+
+
+def check_data(cfg: CfgNode) -> List[Finding]:
+    """Every check of the training sets; the first alone where they cannot be loaded."""
+    try:
+        register_custom_datasets(cfg)
+        check_num_classes(cfg)
+        records = [r for name in cfg.DATASETS.TRAIN for r in DatasetCatalog.get(name)]
+    except (ValueError, OSError, AssertionError, KeyError) as problem:
+        return [error("data", str(problem))]
+    if not records:
+        return [error("data", f"DATASETS.TRAIN {cfg.DATASETS.TRAIN} has no image")]
+    counts, checks = count_objects(records), [check_objects(records, cfg)]
+    if any(counts.values()):
+        checks += [check_boxes(records), check_classes(counts, cfg), check_empty(records, cfg)]
+    return [*checks, check_duplicates(records, cfg), check_images(records, cfg)]
+
+
+def count_objects(records: List[Dict]) -> Counter:
+    """Class index -> boxes that are trained on."""
+    return Counter(
+        item["category_id"]
+        for record in records
+        for item in record["annotations"]
+        if not item.get("iscrowd", 0)
+    )
+
+
+def check_objects(records: List[Dict], cfg: CfgNode) -> Finding:
+    """How much there is to learn from."""
+    boxes = sum(count_objects(records).values())
+    sets = ", ".join(cfg.DATASETS.TRAIN)
+    if not boxes:
+        return error("data", f"{sets}: {len(records)} images and not one box to train on")
+    epochs = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / len(records)
+    text = f"{sets}: {len(records)} images, {boxes} boxes; {epochs:.1f} epochs in the schedule"
+    if epochs < 1:
+        return warning("data", text, "part of the data is never seen: raise SOLVER.MAX_ITER")
+    return ok("data", text)
+
+
+def _boxes_of(record: Dict) -> np.ndarray:
+    """(B, 4) in xyxy pixels."""
+    rows = [
+        BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS)
+        for item in record["annotations"]
+    ]
+    return np.asarray(rows, dtype=float).reshape(-1, 4)
+
+
+def check_boxes(records: List[Dict]) -> Finding:
+    """Boxes lie inside their images, to a pixel, and have an extent."""
+    bad, sizes = [], []
+    for record in records:
+        boxes = _boxes_of(record)
+        limit = np.array([record["width"], record["height"]] * 2) + 1.0
+        flat = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+        if (flat | (boxes < -1).any(axis=1) | (boxes > limit).any(axis=1)).any():
+            bad.append(record["file_name"])
+        sizes.append(np.sqrt((boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1)))
+    marks = np.percentile(np.concatenate(sizes), (5, 50, 95))
+    text = "sizes (5, 50, 95 % of the boxes): " + ", ".join(f"{x:.0f}" for x in marks) + " pixels"
+    if bad:
+        where = f"{len(bad)} images have boxes outside or without extent: {first_few(bad, 3)}; "
+        return warning("boxes", where + text, "correct their annotations")
+    return ok("boxes", "all inside their images; " + text)
+
+
+def check_classes(counts: Counter, cfg: CfgNode) -> Finding:
+    """Every class occurs."""
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") or []
+    absent = [name for index, name in enumerate(names) if not counts[index]]
+    if absent:
+        text = f"{len(absent)} of {len(names)} classes have no box: {first_few(absent)}"
+        advice = "they cannot be learnt: add examples, or take them out of CLASSES"
+        return warning("classes", text, advice)
+    text = f"{len(names)} classes, {min(counts.values())} to {max(counts.values())} boxes each"
+    return ok("classes", text)
+
+
+def check_empty(records: List[Dict], cfg: CfgNode) -> Finding:
+    """Images without a box to train on."""
+    empty = sum(all(a.get("iscrowd", 0) for a in r["annotations"]) for r in records)
+    skipped = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    text = f"{empty} of {len(records)} images are without boxes"
+    text += " and left out (DATALOADER.FILTER_EMPTY_ANNOTATIONS)" if skipped and empty else ""
+    if 2 * empty > len(records):
+        return warning("empty images", text, "is DATASETS.TRAIN the right set?")
+    return ok("empty images", text)
+
+
+def check_duplicates(records: List[Dict], cfg: CfgNode) -> Finding:
+    """No image twice in training, and none of the test sets in it."""
+    files = Counter(record["file_name"] for record in records)
+    twice = [name for name, count in files.items() if count > 1]
+    tested = {r["file_name"] for name in cfg.DATASETS.TEST for r in DatasetCatalog.get(name)}
+    leaked = sorted(tested & set(files))
+    if leaked:
+        text = f"{len(leaked)} images of DATASETS.TEST are trained on: {first_few(leaked, 3)}"
+        return warning("duplicates", text, "results on them mean nothing: separate the sets")
+    if twice:
+        text = f"{len(twice)} images occur more than once: {first_few(twice, 3)}"
+        return warning("duplicates", text, "take the extra entries out of the annotations")
+    return ok("duplicates", "no image twice, none in both DATASETS.TRAIN and TEST")
+
+
+def check_images(records: List[Dict], cfg: CfgNode) -> Finding:
+    """A sample of the images, the same at every call, read whole."""
+    chosen = random.Random(0).sample(records, min(SAMPLED, len(records)))
+    reasons = [(r["file_name"], why_unreadable(r, cfg.INPUT.FORMAT)) for r in chosen]
+    bad = [f"{name} ({reason})" for name, reason in reasons if reason]
+    if not bad:
+        return ok("images", f"{len(chosen)} taken at random are whole")
+    text = f"{len(bad)} of {len(chosen)} cannot be read: {first_few(bad, 3)}"
+    if cfg.DATALOADER.BAD_IMAGES == "skip":
+        return warning("images", text, "they are skipped (DATALOADER.BAD_IMAGES); repair them")
+    return error("images", text, "repair or remove them, or set DATALOADER.BAD_IMAGES to 'skip'")

@@ -1,0 +1,57 @@
+"""What a check returns, and how it is printed."""
+
+import enum
+import textwrap
+from typing import List, NamedTuple
+
+__all__ = ["Finding", "Status", "error", "ok", "render", "warning"]
+
+WIDTH = 110
+CHECK_WIDTH = 18
+
+
+class Status(enum.Enum):
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Finding(NamedTuple):
+    """One row of the doctor's table.
+
+    Attributes:
+        status: an ERROR makes training impossible or pointless.
+        check: what was looked at, in one or two words.
+        text: what was found.
+        advice: what to do; empty where nothing is.
+    """
+
+    status: Status
+    check: str
+    text: str
+    advice: str = ""
+
+
+def ok(check: str, text: str, advice: str = "") -> Finding:
+    return Finding(Status.OK, check, text, advice)
+
+
+def warning(check: str, text: str, advice: str) -> Finding:
+    return Finding(Status.WARNING, check, text, advice)
+
+
+def error(check: str, text: str, advice: str = "") -> Finding:
+    return Finding(Status.ERROR, check, text, advice)
+
+
+def render(finding: Finding) -> str:
+    """The lines of one row; the advice stands below the text, behind an arrow."""
+    head = f"{finding.status.value:<8}{finding.check:<{CHECK_WIDTH}}"
+    lines: List[str] = []
+    for text, mark in ((finding.text, ""), (finding.advice, "-> ")):
+        for paragraph in text.splitlines():
+            lines += textwrap.wrap(
+                mark + paragraph.strip(), WIDTH - len(head), break_on_hyphens=False
+            )
+            mark = ""
+    return head + f"\n{' ' * len(head)}".join(lines)

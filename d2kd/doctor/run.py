@@ -1,0 +1,97 @@
+"""All checks in order; where one makes the rest pointless, it is the last."""
+
+from typing import Callable, List, Optional, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.utils.env import seed_all_rng
+from torch import nn
+
+from ..modeling import Distiller
+from . import networks, training
+from .data import check_data
+from .finding import Finding, Status, error
+from .setup import check_output, read_config
+from .steps import run_steps
+
+__all__ = ["diagnose"]
+
+Say = Callable[[Finding], None]
+
+
+class _Notes:
+    """The findings so far."""
+
+    def __init__(self, say: Optional[Say]):
+        self.findings: List[Finding] = []
+        self.say = say
+
+    def add(self, *findings: Finding) -> bool:
+        """Keep and say them; False if any finding so far is an error."""
+        for finding in findings:
+            self.findings.append(finding)
+            if self.say:
+                self.say(finding)
+        return all(finding.status is not Status.ERROR for finding in self.findings)
+
+
+def diagnose(
+    config_file: str,
+    options: Sequence[str] = (),
+    *,
+    batches: int = 4,
+    images: int = 0,
+    target: float = 0.5,
+    say: Optional[Say] = None,
+) -> List[Finding]:
+    """
+    Examine a set-up; nothing is written.
+
+    Args:
+        config_file, options: as given to train_net.py.
+        batches: training batches that are tried, and timed.
+        images: that are used of each batch, 0 for all; 1 makes large networks bearable on a CPU.
+        target: ratio of a distillation loss to the detection losses that weights are suggested
+            for.
+        say: called with each finding as it is made.
+
+    Returns:
+        All findings, in the order in which they were made.
+    """
+    notes = _Notes(say)
+    cfg, findings = read_config(config_file, options)
+    if not notes.add(*findings):
+        return notes.findings
+    seed_all_rng(max(cfg.SEED, 0))
+    notes.add(check_output(cfg))
+    notes.add(*check_data(cfg))
+    model, findings = networks.build(cfg)
+    notes.add(*findings)
+    if model is None:
+        return notes.findings
+    notes.add(*networks.check_pixels(cfg), networks.check_start(cfg))
+    fine = notes.add(networks.check_inherit(cfg, model))
+    if isinstance(model, Distiller):
+        notes.add(networks.check_adapters(cfg, model))
+    # Steps on data that cannot be read, or from weights that are not there, say nothing.
+    if fine:
+        _try_steps(cfg, model, batches, images, target, notes)
+    return notes.findings
+
+
+def _try_steps(
+    cfg: CfgNode, model: nn.Module, batches: int, images: int, target: float, notes: _Notes
+) -> None:
+    teacher = model.teacher.model if isinstance(model, Distiller) else None
+    before = training.fingerprint(teacher) if teacher else []
+    try:
+        trial = run_steps(cfg, model, batches, images)
+    except Exception as problem:  # whatever a step raises would have stopped the training
+        notes.add(error("steps", f"a training step failed: {type(problem).__name__}: {problem}"))
+        return
+    if not notes.add(training.check_finite(trial)):
+        return
+    notes.add(training.check_gradients(model, trial))
+    if teacher:
+        notes.add(training.check_teacher_still(teacher, before))
+        notes.add(*training.check_ratios(cfg, trial, target))
+    notes.add(training.check_memory(), training.check_time(cfg, trial))

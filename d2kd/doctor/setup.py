@@ -1,0 +1,45 @@
+"""Checks of the config and of the output folder; nothing is built yet."""
+
+import os
+import shutil
+from typing import List, Optional, Sequence, Tuple
+
+from detectron2.config import CfgNode, get_cfg
+
+from ..config import add_d2kd_config
+from ..config_checks import check_config
+from ..config_io import merge_file, merge_options
+from ..engine.output import OutputError, prepare_output
+from .finding import Finding, error, ok
+
+__all__ = ["check_output", "read_config"]
+
+
+def read_config(path: str, options: Sequence[str]) -> Tuple[Optional[CfgNode], List[Finding]]:
+    """The frozen config, or None where it cannot be used, and what was found."""
+    cfg = get_cfg()
+    add_d2kd_config(cfg)
+    try:
+        merge_file(cfg, path)
+        merge_options(cfg, options)
+        check_config(cfg)
+    except (ValueError, FileNotFoundError) as problem:
+        return None, [error("config", str(problem))]
+    cfg.freeze()
+    teacher = f" under {cfg.DISTILL.TEACHER.CONFIG_FILE}" if cfg.DISTILL.ENABLED else ""
+    kind = "distils" if cfg.DISTILL.ENABLED else "trains without a teacher"
+    text = f"{path} {kind}: {cfg.MODEL.META_ARCHITECTURE}{teacher}"
+    return cfg, [ok("config", text + "; every key is known and in range")]
+
+
+def check_output(cfg: CfgNode) -> Finding:
+    """Can OUTPUT_DIR be written, or made where its nearest parent is?"""
+    folder = os.path.abspath(cfg.OUTPUT_DIR)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    try:
+        prepare_output(folder)
+    except OutputError as problem:
+        return error("output", f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {problem}")
+    free = shutil.disk_usage(folder).free / 2**30
+    return ok("output", f"{cfg.OUTPUT_DIR} can be written; {free:.0f} GiB free")

@@ -1,0 +1,135 @@
+"""What the trial steps say of losses, gradients, the teacher, the ratios, memory and time."""
+
+import math
+import os
+import resource
+import statistics
+from typing import Dict, List
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from ..data.records import first_few
+from .finding import Finding, error, ok, warning
+from .steps import PREFIX, Trial
+
+__all__ = [
+    "check_finite",
+    "check_gradients",
+    "check_memory",
+    "check_ratios",
+    "check_teacher_still",
+    "check_time",
+    "fingerprint",
+]
+
+# Beyond these factors of the detection losses, a distillation loss rules, or does nothing.
+HIGH, LOW = 10.0, 0.01
+
+
+def fingerprint(module: nn.Module) -> List[Tensor]:
+    """A copy of everything in a module, to see later whether it moved."""
+    return [value.clone() for value in module.state_dict().values()]
+
+
+def _means(trial: Trial) -> Dict[str, float]:
+    return {k: statistics.fmean(x[k] for x in trial.losses) for k in trial.losses[0]}
+
+
+def check_finite(trial: Trial) -> Finding:
+    """No loss is infinite or not a number."""
+    for losses, images in zip(trial.losses, trial.images):
+        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        if bad:
+            advice = "look at these images; then at DISTILL.*.WEIGHT and SOLVER.AMP"
+            return error("finite", f"{', '.join(bad)} on {first_few(images)}", advice)
+    means = ", ".join(f"{name} {value:.3g}" for name, value in _means(trial).items())
+    return ok("finite", f"all losses of {len(trial.losses)} batches; means: {means}")
+
+
+def check_gradients(model: nn.Module, trial: Trial) -> Finding:
+    """Every trainable parameter gets a gradient, and one that is not 0 in some batch."""
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    lacking = [name for name in trainable if name not in trial.reached]
+    if lacking:
+        text = f"{len(lacking)} of {len(trainable)} tensors have none: {first_few(lacking, 3)}"
+        return error("gradients", text, "several processes would stop; is a module never used?")
+    still = [name for name in trainable if name not in trial.touched]
+    if still:
+        text = f"{len(still)} of {len(trainable)} are 0 in every batch: {first_few(still, 3)}"
+        return warning("gradients", text, "is a weight of the losses 0, or no region positive?")
+    frozen = sum(
+        not p.requires_grad for n, p in model.named_parameters() if not n.startswith("teacher.")
+    )
+    text = f"all {len(trainable)} trainable tensors get one"
+    text += f"; {frozen} of the student's are frozen (MODEL.BACKBONE.FREEZE_AT)" if frozen else ""
+    return ok("gradients", text)
+
+
+def check_teacher_still(teacher: nn.Module, before: List[Tensor]) -> Finding:
+    """The steps left the teacher as it was, frozen and in eval mode."""
+    now = teacher.state_dict().items()
+    problems = {
+        "moved": [name for (name, value), old in zip(now, before) if not value.equal(old)],
+        "are in training mode": [name for name, m in teacher.named_modules() if m.training],
+        "want gradients": [name for name, p in teacher.named_parameters() if p.requires_grad],
+    }
+    for what, names in problems.items():
+        if names:
+            return error("teacher still", f"{len(names)} of its parts {what}: {first_few(names)}")
+    return ok("teacher still", f"none of its {len(before)} tensors moved; eval mode, no gradients")
+
+
+def check_ratios(cfg: CfgNode, trial: Trial, target: float) -> List[Finding]:
+    """Each distillation loss against the sum of the detection losses, and a weight for a target."""
+    means, found = _means(trial), []
+    detection = sum(v for k, v in means.items() if not k.startswith(PREFIX))
+    for name in (k[len(PREFIX) :] for k in means if k.startswith(PREFIX)):
+        check, key = f"ratio {name}", f"DISTILL.{name.upper()}.WEIGHT"
+        weight, value = cfg.DISTILL[name.upper()].WEIGHT, means[PREFIX + name]
+        ratio = value / detection
+        text = f"{value:.3g} is {ratio:.3g} x the detection losses, {detection:.3g}"
+        if ratio == 0 or not math.isfinite(ratio):
+            advice = f"it teaches nothing now: is {key} 0, or no region positive or accepted?"
+            found.append(warning(check, text, advice))
+            continue
+        advice = f"{key} {weight * target / ratio:.2g} would make it {target:g} (now {weight:g})"
+        fits = LOW <= ratio <= HIGH
+        found.append((ok if fits else warning)(check, text, advice))
+    return found
+
+
+def check_memory() -> Finding:
+    """The most that was in use at once, so far."""
+    if torch.cuda.is_available():
+        used = torch.cuda.max_memory_allocated() / 2**30
+        whole = torch.cuda.get_device_properties(0).total_memory / 2**30
+        text = f"{used:.1f} of the GPU's {whole:.0f} GiB"
+        if used > 0.9 * whole:
+            return warning("memory", text, "larger images may not fit: lower SOLVER.IMS_PER_BATCH")
+        return ok("memory", text)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return ok("memory", f"{used:.1f} of {whole:.0f} GiB, this process alone")
+
+
+def check_time(cfg: CfgNode, trial: Trial) -> Finding:
+    """Seconds an iteration with and without distillation, and hours for the schedule."""
+    ours = statistics.median(trial.seconds) * trial.shrink
+    plain = statistics.median(trial.plain_seconds) * trial.shrink
+    hours = [x * cfg.SOLVER.MAX_ITER / 3600 for x in (ours, plain)]
+    text = (
+        f"{ours:.2f} s an iteration, {plain:.2f} s without distillation: {hours[0]:.2g} h and "
+        f"{hours[1]:.2g} h for {cfg.SOLVER.MAX_ITER} iterations on this machine, evaluation apart"
+    )
+    if trial.shrink > 1:
+        text += f" (scaled up from 1/{trial.shrink:g} of a batch)"
+    loading, workers = statistics.median(trial.loading), cfg.DATALOADER.NUM_WORKERS
+    if loading / max(workers, 1) > ours:
+        advice = (
+            f"loading a batch takes one worker {loading:.2f} s: raise DATALOADER.NUM_WORKERS from "
+            f"{workers} to {math.ceil(loading / ours)}"
+        )
+        return warning("time", text, advice)
+    return ok("time", text)

@@ -1,0 +1,66 @@
+#!/usr/bin/env python
+"""Check a set-up before spending GPU hours on it (docs/doctor.md shows what it says).
+
+    python tools/doctor.py --config-file configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml [KEY VALUE ...]
+
+Exits with 1 if anything is wrong.
+"""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections import Counter
+
+# torch's, of what Detectron2 calls: nobody can act on them here.
+warnings.simplefilter("ignore", FutureWarning)
+
+import torch  # noqa: E402
+
+from d2kd.doctor import Status, diagnose, render  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", required=True, help="as given to train_net.py")
+    parser.add_argument("--batches", type=int, default=4, help="training batches to try")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=0,
+        help="use only so many images of a batch: 1 makes large networks bearable on a CPU",
+    )
+    parser.add_argument(
+        "--target-ratio",
+        type=float,
+        default=0.5,
+        help="of each distillation loss to the detection losses, for the suggested weights",
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override the config")
+    args = parser.parse_args()
+    if args.batches < 1 or args.images < 0 or args.target_ratio <= 0:
+        parser.error("--batches and --target-ratio must be above 0, --images not below")
+    return args
+
+
+def main() -> int:
+    args = parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    options = list(args.opts)
+    if "MODEL.DEVICE" not in options and not torch.cuda.is_available():
+        options += ["MODEL.DEVICE", "cpu"]
+    findings = diagnose(
+        args.config_file,
+        options,
+        batches=args.batches,
+        images=args.images,
+        target=args.target_ratio,
+        say=lambda finding: print(render(finding), flush=True),
+    )
+    counts = Counter(finding.status for finding in findings)
+    print(", ".join(f"{counts[status]} {status.value}" for status in Status))
+    return 1 if counts[Status.ERROR] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
