@@ -46,6 +46,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # It lists what a checkpoint lacks, as the finding does.
+    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)
     options = list(args.opts)
     if "MODEL.DEVICE" not in options and not torch.cuda.is_available():
         options += ["MODEL.DEVICE", "cpu"]

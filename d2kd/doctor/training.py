@@ -114,14 +114,19 @@ def check_memory() -> Finding:
     return ok("memory", f"{used:.1f} of {whole:.0f} GiB, this process alone")
 
 
+def _duration(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+
+
 def check_time(cfg: CfgNode, trial: Trial) -> Finding:
     """Seconds an iteration with and without distillation, and hours for the schedule."""
     ours = statistics.median(trial.seconds) * trial.shrink
     plain = statistics.median(trial.plain_seconds) * trial.shrink
-    hours = [x * cfg.SOLVER.MAX_ITER / 3600 for x in (ours, plain)]
+    whole = [_duration(x * cfg.SOLVER.MAX_ITER) for x in (ours, plain)]
     text = (
-        f"{ours:.2f} s an iteration, {plain:.2f} s without distillation: {hours[0]:.2g} h and "
-        f"{hours[1]:.2g} h for {cfg.SOLVER.MAX_ITER} iterations on this machine, evaluation apart"
+        f"{ours:.2f} s an iteration, {plain:.2f} s without distillation: {whole[0]} and {whole[1]} "
+        f"for {cfg.SOLVER.MAX_ITER} iterations on this machine, evaluation apart"
     )
     if trial.shrink > 1:
         text += f" (scaled up from 1/{trial.shrink:g} of a batch)"

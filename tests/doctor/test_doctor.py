@@ -11,6 +11,8 @@ from helpers import K, distill_cfg, plain_cfg, write_coco_set, write_teacher
 from PIL import Image
 
 from d2kd.doctor import Finding, Status, data, diagnose, render, run
+from d2kd.doctor.steps import Trial
+from d2kd.doctor.training import check_time
 from d2kd.modeling import Distiller
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +63,7 @@ def test_a_sound_setup(setup):
     assert {"finite", "gradients", "teacher still", "ratio cls", "memory", "time"} < set(found)
     assert "4 images, 8 boxes" in found["data"].text
     assert "1x1 (16 -> 24 channels)" in found["adapters"].text
-    assert "s an iteration" in found["time"].text and " h for 3 iterations" in found["time"].text
+    assert "s an iteration" in found["time"].text and " min for 3 iterations" in found["time"].text
 
 
 def test_nothing_is_written_and_the_student_is_as_it_was(setup, tmp_path):
@@ -215,6 +217,17 @@ def test_command_line_and_its_status(setup, monkeypatch, capsys):
         printed = capsys.readouterr().out
         assert ("error   teacher" in printed) == bool(code)
         assert f"{code} error" in printed.splitlines()[-1]
+
+
+def test_time_for_the_schedule():
+    trial = Trial(seconds=[2.0, 2.0, 9.0], plain_seconds=[1.0], loading=[5.0], shrink=2.0)
+    cfg = plain_cfg("SOLVER.MAX_ITER", 1800, "DATALOADER.NUM_WORKERS", 1)
+    finding = check_time(cfg, trial)
+    assert "4.00 s an iteration, 2.00 s without distillation: 2.0 h and 1.0 h" in finding.text
+    assert "scaled up from 1/2 of a batch" in finding.text
+    assert finding.status is Status.WARNING and "NUM_WORKERS from 1 to 2" in finding.advice
+    cfg.DATALOADER.NUM_WORKERS = 2
+    assert check_time(cfg, trial).status is Status.OK
 
 
 def test_lines_are_wrapped_and_hang():
