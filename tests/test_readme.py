@@ -1,0 +1,71 @@
+"""The README is true: its map names every file, and its recipe is followed to the letter."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2.config import get_cfg
+from helpers import build_pair, plain_cfg
+
+from d2kd import add_d2kd_config
+from d2kd.losses import DISTANCE_REGISTRY, MASK_REGISTRY, MaskInput
+from d2kd.modeling.build_losses import build_distill_losses
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(heading, language):
+    """The fenced blocks of a language under a heading."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", section, re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
+
+
+def test_map_names_every_module_with_its_length():
+    listed = dict(re.findall(r"`((?:d2kd|tools)/[\w/]+\.py|train_net\.py)` \((\d+)\)", README))
+    files = [*ROOT.glob("d2kd/**/*.py"), *ROOT.glob("tools/*.py"), ROOT / "train_net.py"]
+    there = {str(f.relative_to(ROOT)): len(f.read_text().splitlines()) for f in files}
+    there = {name: n for name, n in there.items() if not name.endswith("__init__.py")}
+    assert set(listed) == set(there)
+    # Rounded to tens when written; a file that has grown or shrunk by more is another file.
+    wrong = {n: (int(listed[n]), there[n]) for n in there if abs(int(listed[n]) - there[n]) > 30}
+    assert not wrong, "(in the map, in the file)"
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
+def test_links_within_the_project_lead_somewhere(link):
+    assert link.startswith("http") or (ROOT / link).exists()
+
+
+def test_the_recipe_for_a_distance_and_a_mask_works_as_printed():
+    (code,) = blocks("Add a distance or a mask", "python")
+    (keys,) = blocks("Add a distance or a mask", "yaml")
+    exec(code, {})
+    student, teacher = torch.zeros(2, 3, 4, 5), torch.full((2, 3, 4, 5), 2.0)
+    # Huber at 2 with delta 0.5: 0.5 * (2 - 0.25).
+    huber = DISTANCE_REGISTRY.get("huber")(student, teacher, delta=0.5)
+    assert torch.allclose(huber, torch.full((2, 4, 5), 0.875))
+    boxes, image = torch.tensor([[8.0, 0, 24, 16], [16, 0, 32, 8]]), torch.tensor([1, 1])
+    mask = MASK_REGISTRY.get("boxes_only")(MaskInput((2, 4, 5), 8, (8,), boxes, image, None))
+    assert mask[0].sum() == 0 and mask[1].tolist() == [[0, 1, 1, 1, 0], [0, 1, 1, 0, 0]] + 2 * [
+        [0] * 5
+    ]
+    cfg = plain_cfg()
+    cfg.merge_from_other_cfg(cfg.load_cfg(keys))
+    _, student, teacher = build_pair()
+    loss = build_distill_losses(cfg, student, teacher.model)
+    assert loss["feature"].distance.keywords == {"delta": 0.5}
+
+
+def test_the_yaml_of_the_five_steps_is_a_config(tmp_path):
+    text, *_ = blocks("Distil your own pair in five steps", "yaml")
+    bases = [str(ROOT / base) for base in yaml.safe_load(text)["_BASE_"]]
+    path = tmp_path / "mine.yaml"
+    path.write_text(re.sub(r"_BASE_: .*", f"_BASE_: {bases}", text))
+    cfg = get_cfg()
+    add_d2kd_config(cfg)
+    cfg.merge_from_file(str(path))
+    assert cfg.DISTILL.ENABLED and cfg.DATASETS.CUSTOM.mine_train.FORMAT == "coco"
