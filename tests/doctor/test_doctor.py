@@ -11,7 +11,7 @@ from helpers import K, distill_cfg, plain_cfg, write_coco_set, write_teacher
 from PIL import Image
 
 from d2kd.doctor import Finding, Status, data, diagnose, render, run
-from d2kd.doctor.steps import Trial
+from d2kd.doctor.steps import Trial, run_steps
 from d2kd.doctor.training import check_time
 from d2kd.modeling import Distiller
 
@@ -152,7 +152,7 @@ def test_images_that_are_broken(setup):
     assert (
         found["images"].status is Status.ERROR and "4 of 4 cannot be read" in found["images"].text
     )
-    assert "time" not in found
+    assert not {"time", "steps"} & set(found)
 
 
 def _records(**changes):
@@ -217,6 +217,17 @@ def test_command_line_and_its_status(setup, monkeypatch, capsys):
         printed = capsys.readouterr().out
         assert ("error   teacher" in printed) == bool(code)
         assert f"{code} error" in printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize("weight, steps", [(1.0, 3), (3.4e38, 1)])
+def test_steps_move_no_weight_and_end_at_a_bad_loss(train_set, teacher_files, weight, steps):
+    cfg = distill_cfg(teacher_files, "DISTILL.CLS.WEIGHT", weight, "SOLVER.WEIGHT_DECAY", 0.1)
+    model = Distiller(cfg).train()
+    before = [p.clone() for p in model.parameters()]
+    trial = run_steps(cfg, model, 2, 1)
+    assert all(map(torch.equal, before, model.parameters()))
+    assert len(trial.losses) == steps and trial.finite == (weight == 1)
+    assert (len(trial.seconds), trial.shrink) == (steps - 1, 2)
 
 
 def test_time_for_the_schedule():
