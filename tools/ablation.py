@@ -19,9 +19,8 @@ from typing import Dict, List, Tuple
 
 from report import Row, write_report
 from runs import ROOT, Run, execute, metrics, train
-from suites import BASELINE, INHERIT, SHAPES, Method
+from suites import BASELINE, INHERIT, SUITES, Method
 
-SUITES = {"shapes": SHAPES}
 TIMED_ITERATIONS = 60
 
 
@@ -31,16 +30,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--detector", default="all", help="one of the suite's, or all")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="these beside the baseline")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--iterations", type=int, default=800, help="of each student")
+    parser.add_argument("--iterations", type=int, help="of each student; default: the suite's")
     parser.add_argument("--inherit", action="store_true", help="students start from teacher parts")
     parser.add_argument("--dataset", choices=("val", "test"), default="test")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, a thread each")
     parser.add_argument("--time-only", action="store_true", help="train teachers, time, and stop")
     parser.add_argument("--timed-iterations", type=int, default=TIMED_ITERATIONS)
     parser.add_argument("--runs", type=Path, default=Path("output/ablation"))
-    parser.add_argument("--teachers", type=Path, default=Path("output/shapes"))
+    parser.add_argument("--teachers", type=Path, help="default: output/<suite>")
     parser.add_argument("--docs", type=Path, default=Path("docs/ablation"))
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.iterations = args.iterations or SUITES[args.suite].iterations
+    args.teachers = args.teachers or Path("output") / args.suite
+    return args
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ class Student:
         opts = [
             *self.method.opts,
             *("SOLVER.MAX_ITER", str(self.iterations)),
-            # The configs drop the learning rate at four fifths of their 800 iterations.
+            # The shapes' configs drop the learning rate at four fifths; BCCD's follow a cosine.
             *("SOLVER.STEPS", f"({self.iterations * 4 // 5},)"),
             *("SEED", str(seed)),
-            *("DATASETS.TEST", f"('d2kd_shapes_{args.dataset}',)"),
+            *SUITES[args.suite].splits[args.dataset],
         ]
         if self.inherit:
             opts += ["DISTILL.STUDENT.INHERIT", str(list(INHERIT[self.detector]))]
@@ -84,7 +86,7 @@ def _folder(args: argparse.Namespace, detector: str) -> Path:
 
 def choose_methods(args: argparse.Namespace, detector: str) -> List[Method]:
     """The detector's methods, cut down to ``--only`` and the baseline."""
-    methods = SUITES[args.suite][detector]
+    methods = SUITES[args.suite].methods[detector]
     if args.only is None:
         return list(methods)
     unknown = sorted(set(args.only) - {m.name for m in methods})
@@ -209,7 +211,7 @@ def make_row(student: Student, results: Dict[int, Dict[str, float]], teacher_ap:
 def main() -> None:
     args = parse_args()
     os.chdir(ROOT)
-    suite = SUITES[args.suite]
+    suite = SUITES[args.suite].methods
     if args.detector not in ("all", *suite):
         raise SystemExit(f"--detector is {args.detector!r}: choose one of all, {', '.join(suite)}")
     for detector in suite if args.detector == "all" else [args.detector]:

@@ -2,7 +2,7 @@
 
 from typing import Dict, NamedTuple, Tuple
 
-__all__ = ["BASELINE", "INHERIT", "SHAPES", "Method"]
+__all__ = ["BASELINE", "INHERIT", "SUITES", "Method", "Suite"]
 
 
 class Method(NamedTuple):
@@ -13,12 +13,22 @@ class Method(NamedTuple):
     opts: Tuple[str, ...] = ()
 
 
-def _shapes(detector: str, name: str, folder: str, *opts: str) -> Method:
-    return Method(name, f"configs/shapes/{folder}/{detector}_thin_from_wide_800.yaml", opts)
+class Suite(NamedTuple):
+    """What is compared on one dataset; its teachers are ``configs/<suite>/<detector>_teacher.yaml``.
+
+    Attributes:
+        methods: detector -> the baseline, then the methods that are held against it.
+        splits: "test", reported, and "val", to choose weights on -> the options that select it.
+        iterations: of a student.
+    """
+
+    methods: Dict[str, Tuple[Method, ...]]
+    splits: Dict[str, Tuple[str, ...]]
+    iterations: int
 
 
-def _baseline(detector: str) -> Method:
-    return Method(BASELINE, f"configs/shapes/Distill-{detector}.yaml", ("DISTILL.ENABLED", "False"))
+def _shapes(detector: str, name: str, folder: str) -> Method:
+    return Method(name, f"configs/shapes/{folder}/{detector}_thin_from_wide_800.yaml")
 
 
 BASELINE = "baseline"
@@ -26,21 +36,27 @@ BASELINE = "baseline"
 _CONSTANT = ("DISTILL.SCHEDULE.NAME", "constant")
 
 
-def _tar_loss(name: str) -> Method:
-    opts = ("DISTILL.LOSSES", f"['{name}']", *_CONSTANT)
-    return _shapes("faster_rcnn", f"TAR {name}", "TAR", *opts)
+def _baseline(config: str) -> Method:
+    return Method(BASELINE, config, ("DISTILL.ENABLED", "False"))
 
 
-# Detector -> the baseline, then the methods that are held against it. TAR's losses alone are
-# trained without its decay, as the row of all three that they are compared with.
-SHAPES: Dict[str, Tuple[Method, ...]] = {
+def _shapes_baseline(detector: str) -> Method:
+    return _baseline(f"configs/shapes/Distill-{detector}.yaml")
+
+
+def _tar(config: str) -> Tuple[Method, ...]:
+    """TAR's losses alone, all of them, and its decay, which the rows before it are without."""
+    alone = (
+        Method(f"TAR {name}", config, ("DISTILL.LOSSES", f"['{name}']", *_CONSTANT))
+        for name in ("feature", "cls", "reg")
+    )
+    return (*alone, Method("TAR without decay", config, _CONSTANT), Method("TAR", config))
+
+
+_SHAPES: Dict[str, Tuple[Method, ...]] = {
     "faster_rcnn": (
-        _baseline("faster_rcnn"),
-        _tar_loss("feature"),
-        _tar_loss("cls"),
-        _tar_loss("reg"),
-        _shapes("faster_rcnn", "TAR without decay", "TAR", *_CONSTANT),
-        _shapes("faster_rcnn", "TAR", "TAR"),
+        _shapes_baseline("faster_rcnn"),
+        *_tar("configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml"),
         _shapes("faster_rcnn", "FRS", "FRS"),
         _shapes("faster_rcnn", "SSIM", "SSIM"),
         _shapes("faster_rcnn", "hint", "hint"),
@@ -49,17 +65,35 @@ SHAPES: Dict[str, Tuple[Method, ...]] = {
         _shapes("faster_rcnn", "Gaussian SSIM + soft labels", "GaussianSSIM"),
     ),
     "retinanet": (
-        _baseline("retinanet"),
+        _shapes_baseline("retinanet"),
         *(_shapes("retinanet", name, name) for name in ("TAR", "FRS", "SSIM")),
     ),
     "fcos": (
-        _baseline("fcos"),
+        _shapes_baseline("fcos"),
         _shapes("fcos", "FRS", "FRS"),
     ),
     "gfl": (
-        _baseline("gfl"),
+        _shapes_baseline("gfl"),
         *(_shapes("gfl", name, name) for name in ("FRS", "LD")),
         _shapes("gfl", "FRS + LD", "FRS+LD"),
+    ),
+}
+
+_BCCD_TAR = "configs/TAR/bccd_faster_rcnn_thin_from_half_600.yaml"
+
+SUITES = {
+    "shapes": Suite(
+        _SHAPES,
+        {name: ("DATASETS.TEST", f"('d2kd_shapes_{name}',)") for name in ("test", "val")},
+        iterations=800,
+    ),
+    "bccd": Suite(
+        {"faster_rcnn": (_baseline(_BCCD_TAR), *_tar(_BCCD_TAR))},
+        {
+            "test": ("DATASETS.TEST", "('bccd_test',)"),
+            "val": ("DATASETS.TRAIN", "('bccd_train',)", "DATASETS.TEST", "('bccd_val',)"),
+        },
+        iterations=600,
     ),
 }
 

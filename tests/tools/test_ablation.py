@@ -9,28 +9,35 @@ import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from report import Row, markdown, merge, write_report
-from suites import BASELINE, SHAPES
+from suites import BASELINE, SUITES
 
 from d2kd.config import add_d2kd_config
 
 ROOT = Path(__file__).parents[2]
-METHODS = [(detector, m) for detector, methods in SHAPES.items() for m in methods]
+TABLES = [(name, d) for name, suite in SUITES.items() for d in suite.methods]
+METHODS = [(name, d, m) for name, d in TABLES for m in SUITES[name].methods[d]]
 
 
-@pytest.mark.parametrize("detector, method", METHODS, ids=[f"{d}-{m.name}" for d, m in METHODS])
-def test_methods_are_configs(detector, method):
+@pytest.mark.parametrize(
+    "suite, detector, method", METHODS, ids=[f"{s}-{d}-{m.name}" for s, d, m in METHODS]
+)
+def test_methods_are_configs(suite, detector, method):
     cfg = get_cfg()
     add_d2kd_config(cfg)
     cfg.merge_from_file(str(ROOT / method.config))
     cfg.merge_from_list(list(method.opts))
+    assert cfg.SOLVER.MAX_ITER == SUITES[suite].iterations
+    for split in SUITES[suite].splits.values():
+        cfg.merge_from_list(list(split))
+        assert set(cfg.DATASETS.TRAIN).isdisjoint(cfg.DATASETS.TEST)
     assert cfg.DISTILL.ENABLED == (method.name != BASELINE)
-    assert cfg.DISTILL.TEACHER.CONFIG_FILE == f"configs/shapes/{detector}_teacher.yaml"
+    assert cfg.DISTILL.TEACHER.CONFIG_FILE == f"configs/{suite}/{detector}_teacher.yaml"
     assert (ROOT / cfg.DISTILL.TEACHER.CONFIG_FILE).is_file()
 
 
-@pytest.mark.parametrize("detector", SHAPES)
-def test_methods_differ(detector):
-    methods = SHAPES[detector]
+@pytest.mark.parametrize("suite, detector", TABLES)
+def test_methods_differ(suite, detector):
+    methods = SUITES[suite].methods[detector]
     assert methods[0].name == BASELINE
     assert len({m.name for m in methods}) == len({m[1:] for m in methods}) == len(methods)
 
