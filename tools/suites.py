@@ -62,7 +62,7 @@ _SHAPES: Dict[str, Tuple[Method, ...]] = {
         _shapes("faster_rcnn", "hint", "hint"),
         _shapes("faster_rcnn", "PKD", "PKD"),
         _shapes("faster_rcnn", "CWD", "CWD"),
-        _shapes("faster_rcnn", "Gaussian SSIM + soft labels", "GaussianSSIM"),
+        _shapes("faster_rcnn", "SSIM + soft labels", "SSIM+labels"),
     ),
     "retinanet": (
         _shapes_baseline("retinanet"),
