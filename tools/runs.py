@@ -16,7 +16,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
-import d2kd  # noqa: F401  registers the meta-architectures
+from d2kd import add_d2kd_config
 
 __all__ = [
     "ROOT",
@@ -186,6 +186,7 @@ def metrics(path: Path) -> Dict[str, float]:
 
 def _student_params(folder: Path) -> int:
     cfg = get_cfg()
+    add_d2kd_config(cfg)  # FCOS and GFL have keys of their own
     cfg.merge_from_file(str(folder / "student.yaml"))
     return count_params(cfg)
 

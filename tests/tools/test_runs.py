@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import runs
 import torch
+from detectron2.config import get_cfg
 from runs import Run, execute, metrics, progress, remember
 from shrink_checkpoint import main as shrink_main
 from shrink_checkpoint import shrink
+
+from d2kd.config import add_d2kd_config, plain_config
 
 LINE = (
     "[11/21 00:56:44 d2.utils.events]:  eta: 0:12:38  iter: 19  total_loss: 3.1  loss_cls: 0.25  "
@@ -77,3 +81,12 @@ def test_shrink_halves_and_keeps_counters(tmp_path):
 def test_shrink_refuses_what_float16_cannot_hold():
     with pytest.raises(ValueError, match="running_var"):
         shrink({"bn.running_var": torch.tensor([1e6])})
+
+
+@pytest.mark.parametrize("detector", ["faster_rcnn", "fcos", "gfl"])
+def test_students_are_counted_whoever_has_their_keys(detector, tmp_path):
+    cfg = get_cfg()
+    add_d2kd_config(cfg)
+    cfg.merge_from_file(str(runs.ROOT / f"configs/shapes/Base-{detector}.yaml"))
+    (tmp_path / "student.yaml").write_text(plain_config(cfg).dump())
+    assert runs._student_params(tmp_path) == runs.count_params(cfg) > 10**5
