@@ -18,6 +18,7 @@ from ..data import build_evaluator, build_mapper
 from ..modeling.build import build_teacher, read_teacher_config
 from ..modeling.checkpoints import find_weights
 from ..modeling.inherit import inherit
+from .allocator import keep_freed_memory
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
 from .sanity import explain_nonfinite
@@ -57,6 +58,7 @@ class DistillTrainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode):
+        keep_freed_memory(cfg.MODEL.DEVICE)
         super().__init__(cfg)
         if cfg.DISTILL.ENABLED:
             distiller = unwrap(self.model)
