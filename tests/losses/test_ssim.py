@@ -8,7 +8,7 @@ import torch
 from torch.autograd import gradcheck
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from d2kd.losses import ssim
+from d2kd.losses import ssim, ssim_closed
 from d2kd.losses.ssim import SCALINGS
 
 
@@ -172,3 +172,44 @@ def test_half_precision_is_computed_in_float32(dtype):
 def test_refuses_what_makes_no_sense(wrong, message):
     with pytest.raises(ValueError, match=message):
         ssim(*random_maps(1, 1, 4, 4), **wrong)
+
+
+@pytest.mark.parametrize("exponents", [(1, 1, 1), (1, 2, 1)])
+@pytest.mark.parametrize("size", [(2, 3, 12, 14), (2, 3, 4, 66)])
+def test_pieces_and_memory_formats_change_nothing(monkeypatch, size, exponents):
+    # Wide maps are smoothed line by line; pieces of one map, of some, and the whole.
+    student, teacher = random_maps(*size)
+    powers = dict(zip(("alpha", "beta", "gamma"), exponents))
+    expected = []
+    for x, y in zip(student.numpy().reshape(-1, *size[2:]), teacher.numpy().reshape(-1, *size[2:])):
+        scaled = ((v - v.min()) / (v.max() - v.min()) for v in (x, y))
+        expected.append((1 - ssim_by_loops(*scaled, window=3, exponents=exponents)) / 2)
+    expected = np.mean(np.reshape(expected, size), axis=1)
+    whole = student.clone().requires_grad_()
+    ssim(whole, teacher, window=3, **powers).square().sum().backward()
+    for piece in (1, 3 * size[2] * size[3]):
+        monkeypatch.setattr(ssim_closed, "_PIECE", piece)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = student.clone(memory_format=layout).requires_grad_()
+            ours = ssim(x, teacher.to(memory_format=layout), window=3, **powers)
+            np.testing.assert_allclose(ours.detach(), expected, atol=1e-6)
+            ours.square().sum().backward()
+            torch.testing.assert_close(x.grad, whole.grad)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_gradients_of_wide_maps_in_pieces(monkeypatch, scaling):
+    monkeypatch.setattr(ssim_closed, "_PIECE", 1)
+    student, teacher = random_maps(2, 2, 2, 64)
+    student.requires_grad_()
+    weights = torch.rand(2, 2, 64, dtype=torch.float64)
+    assert gradcheck(
+        lambda x: (weights * ssim(x, teacher, scaling=scaling, window=3)).sum(), student
+    )
+
+
+def test_without_gradients_nothing_is_kept_for_them():
+    student, teacher = random_maps(1, 2, 6, 6)
+    with torch.no_grad():
+        value = ssim(student, teacher)
+    torch.testing.assert_close(value, ssim(student.requires_grad_(), teacher).detach())
