@@ -1,5 +1,6 @@
 """The hooks that compute distillation losses, and the one that says how large they are."""
 
+from itertools import takewhile
 from typing import Dict, List
 
 from detectron2.config import CfgNode
@@ -38,6 +39,15 @@ class DistillLossHook(HookBase):
 
     def before_train(self) -> None:
         unwrap(self.trainer.model).register_loss_hook(self.name, self)
+        last = self.trainer.max_iter
+        # A factor of 0 may also be a warm-up's first: what counts is that none follows.
+        zeros = takewhile(lambda i: self.schedule(i / last) == 0, range(last - 1, -1, -1))
+        self._over_at = last - len(list(zeros))
+
+    def before_step(self) -> None:
+        if self.trainer.iter >= self._over_at:
+            unwrap(self.trainer.model).finish_loss(self.name)
+            self._log(0.0)
 
     def after_train(self) -> None:
         unwrap(self.trainer.model).unregister_loss_hook(self.name)
@@ -45,8 +55,11 @@ class DistillLossHook(HookBase):
     def __call__(self, loss_module: nn.Module, step: DistillStep) -> Dict[str, Tensor]:
         """Also at factor 0: DDP needs every adapter in the graph of every step."""
         factor = self.schedule(self.trainer.iter / self.trainer.max_iter)
-        get_event_storage().put_scalar(f"loss_weight/{self.name}", factor, smoothing_hint=False)
+        self._log(factor)
         return {f"loss_distill_{self.name}": factor * loss_module(step)}
+
+    def _log(self, factor: float) -> None:
+        get_event_storage().put_scalar(f"loss_weight/{self.name}", factor, smoothing_hint=False)
 
 
 class LossRatioHook(HookBase):

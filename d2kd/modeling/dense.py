@@ -21,7 +21,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 
 from ..structures import DetectorOutputs, DistillStep
@@ -70,7 +70,7 @@ def observe_dense(
             logits=_gather(positives, logits),
             **_box_outputs(_gather(positives, boxes)),
         ),
-        teacher=_observe_teacher(teacher, batch, positives, want),
+        teacher=_observe_teacher(teacher, batch, images, positives, want),
         strides={name: spec.stride for name, spec in student.backbone.output_shape().items()},
         gt_boxes=all_gt_boxes,
         gt_image=gt_image,
@@ -117,10 +117,14 @@ def _detection_losses(
 
 @torch.no_grad()
 def _observe_teacher(
-    teacher: FrozenTeacher, batch: List[dict], positives: List["_LevelPositives"], want: Wanted
+    teacher: FrozenTeacher,
+    batch: List[dict],
+    images: ImageList,
+    positives: List["_LevelPositives"],
+    want: Wanted,
 ) -> DetectorOutputs:
     """The teacher's features and those branches of its head that somebody reads."""
-    features, requires = teacher.features(batch), want.requires
+    features, requires = teacher.features(batch, images), want.requires
     outputs: Dict[str, Any] = {}
     if requires <= {"features"}:
         # Then the teacher may be of any family.

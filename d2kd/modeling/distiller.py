@@ -1,6 +1,6 @@
 """The meta-architecture in which a frozen teacher and a trainable student live together."""
 
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Set
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -59,6 +59,8 @@ class Distiller(nn.Module):
         requires = frozenset().union(*(loss.requires for loss in distill_losses.values()))
         self.want = Wanted(requires, proposals)
         self._loss_hooks: Dict[str, LossHook] = {}
+        self._finished: Set[str] = set()
+        teacher.share_images_with(student)
         self.latest: Optional[LatestStep] = None
 
     @classmethod
@@ -93,15 +95,25 @@ class Distiller(nn.Module):
                 f"no distillation loss {name!r}; there are {list(self.distill_losses)}"
             )
         self._loss_hooks[name] = hook
+        self._finished.discard(name)
 
     def unregister_loss_hook(self, name: str) -> None:
         self._loss_hooks.pop(name, None)
+
+    def finish_loss(self, name: str) -> None:
+        """Say that the loss ``name`` will be 0 until a hook is registered for it again.
+
+        Once all are, the teacher no longer runs, unless the student is trained on its proposals.
+        """
+        self._finished.add(name)
 
     def forward(self, batch: List[dict]):
         """Losses in training (dict of scalars), the student's detections in eval mode."""
         if not self.training:
             return self.student(batch)
         self.latest = LatestStep(batch)
+        if self._finished == set(self.distill_losses) and self.want.proposals == "student":
+            return self._forward_without_teacher(batch)
         losses, step = self.observe(self.student, self.teacher, batch, self.want)
         for name, loss_module in self.distill_losses.items():
             losses.update(self._get_hook(name)(loss_module, step))
@@ -109,6 +121,16 @@ class Distiller(nn.Module):
         self.latest.by_level = {
             name: getattr(module, "by_level", {}) for name, module in self.distill_losses.items()
         }
+        return losses
+
+    def _forward_without_teacher(self, batch: List[dict]) -> Dict[str, Tensor]:
+        """The same keys, and zeros that keep every adapter in the graph: DDP waits for them all."""
+        losses = self.student(batch)
+        zero = sum(losses.values()).detach() * 0
+        for name, module in self.distill_losses.items():
+            nothing = sum((p.sum() * 0 for p in module.parameters()), zero)
+            losses[f"loss_distill_{name}"] = nothing
+        self.latest.losses = {name: loss.detach() for name, loss in losses.items()}
         return losses
 
     def _get_hook(self, name: str) -> LossHook:

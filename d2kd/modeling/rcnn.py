@@ -43,7 +43,7 @@ def observe_rcnn(
     proposals, dense_logits, rpn_losses = _run_rpn(
         student.proposal_generator, images, features, gt_instances
     )
-    teacher_features = teacher.features(batch)
+    teacher_features = teacher.features(batch, images)
     teacher_dense, teacher_proposals = _run_teacher_rpn(teacher, images, teacher_features, want)
     if teacher_proposals:
         proposals = [_union(*pair) for pair in zip(proposals, teacher_proposals)]

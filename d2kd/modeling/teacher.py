@@ -7,6 +7,7 @@ Shape shorthand in this file:
 from typing import Dict, List, Optional
 
 import torch
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 __all__ = ["FrozenTeacher"]
@@ -33,22 +34,42 @@ class FrozenTeacher(nn.Module):
         self.model = model.requires_grad_(False)
         self.swap_channels = swap_channels
         self.identity = identity or {}
+        self._shares_images = False
         self.train(False)
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
         """Stay in eval mode: ``train()`` of the module around this one must not reach the teacher."""
         return super().train(False)
 
+    def share_images_with(self, student: nn.Module) -> None:
+        """Take the student's prepared images from now on, if preparing them again changes nothing."""
+        ours, theirs = self.model, student
+        padding = [
+            (x.backbone.size_divisibility, getattr(x.backbone, "padding_constraints", None))
+            for x in (ours, theirs)
+        ]
+        self._shares_images = (
+            not self.swap_channels
+            and padding[0] == padding[1]
+            and torch.equal(ours.pixel_mean, theirs.pixel_mean)
+            and torch.equal(ours.pixel_std, theirs.pixel_std)
+        )
+
     @torch.no_grad()
-    def features(self, batch: List[dict]) -> Dict[str, Tensor]:
+    def features(
+        self, batch: List[dict], prepared: Optional[ImageList] = None
+    ) -> Dict[str, Tensor]:
         """Backbone features of a batch, prepared by the teacher's own statistics and padding.
 
         Args:
             batch: what the data loader gave; "image" is (3, H, W) in the student's channel order.
+            prepared: the same batch as the student's ``preprocess_image`` made it.
 
         Returns:
             dict: level name -> (N, C, H, W).
         """
+        if prepared is not None and self._shares_images:
+            return self.model.backbone(prepared.tensor)
         if self.swap_channels:
             batch = [{"image": x["image"].flip(0)} for x in batch]
         images = self.model.preprocess_image(batch)

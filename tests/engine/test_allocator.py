@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from helpers import plain_cfg
 
+from d2kd.engine import DistillTrainer, trainer
 from d2kd.engine.allocator import keep_freed_memory
 
 # Counts the pages that are fetched anew for blocks of 100 and 1 MiB that come and go.
@@ -41,3 +43,15 @@ def test_pages_are_fetched_once():
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_gpus_are_left_to_pytorch(device):
     assert keep_freed_memory(device) is False
+
+
+def test_training_asks_for_it_before_anything_is_built(monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def ask(device):
+        raise Asked(device)
+
+    monkeypatch.setattr(trainer, "keep_freed_memory", ask)
+    with pytest.raises(Asked, match="cpu"):
+        DistillTrainer(plain_cfg())

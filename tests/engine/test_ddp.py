@@ -5,7 +5,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.engine import SimpleTrainer
 from detectron2.solver import build_optimizer
-from helpers import distill_cfg, make_batch
+from helpers import count_calls, distill_cfg, make_batch
 from torch.nn.parallel import DistributedDataParallel
 
 from d2kd.engine import build_distill_hooks
@@ -29,11 +29,13 @@ def _train(rank, folder, teacher_files):
     batches = [make_batch(EMPTY if e[rank] else FULL, seed=i) for i, e in enumerate(empty)]
     trainer = SimpleTrainer(model, batches, build_optimizer(cfg, distiller))
     trainer.register_hooks(build_distill_hooks(cfg))
+    (teacher_runs,) = count_calls(distiller.teacher.model.backbone)
     start = {k: v.clone() for k, v in distiller.named_parameters()}
     trainer.train(0, ITERATIONS)
     names = sorted(trainer.storage.histories())
     weights = [v for v, _ in trainer.storage.history("loss_weight/feature").values()]
     record = {"start": start, "end": dict(distiller.named_parameters()), "names": names}
+    record["teacher_runs"] = len(teacher_runs)
     torch.save({**record, "weights": weights}, f"{folder}/rank{rank}.pth")
     dist.destroy_process_group()
 
@@ -42,6 +44,7 @@ def test_two_processes_stay_in_step(teacher_files, tmp_path):
     mp.spawn(_train, args=(str(tmp_path), teacher_files), nprocs=2)
     first, second = (torch.load(tmp_path / f"rank{i}.pth", weights_only=False) for i in (0, 1))
     assert first["weights"] == second["weights"] == [1.0, 0.0, 0.0, 0.0]
+    assert first["teacher_runs"] == second["teacher_runs"] == 1, "nobody reads it at factor 0"
     for name, parameter in first["end"].items():
         assert torch.equal(parameter, second["end"][name]), name
         moved = not torch.equal(parameter, first["start"][name])

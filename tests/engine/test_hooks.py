@@ -35,6 +35,26 @@ def test_at_factor_zero_every_parameter_stays_in_the_graph():
     assert loss == 0 and all((p.grad == 0).all() for p in adapter.parameters())
 
 
+@pytest.mark.parametrize(
+    "factors, over_at",
+    [([1, 1, 1], None), ([0, 1, 1], None), ([1, 0, 1], None), ([0, 1, 0], 2), ([0, 0, 0], 0)],
+)
+def test_says_when_its_loss_stays_0(factors, over_at):
+    model = SimpleNamespace(
+        register_loss_hook=lambda *_: None, finish_loss=lambda n: said.append(n)
+    )
+    hook = DistillLossHook("cls", lambda progress: factors[round(3 * progress)])
+    hook.trainer = SimpleNamespace(model=model, iter=0, max_iter=3)
+    hook.before_train()
+    for hook.trainer.iter in range(3):
+        said = []
+        with EventStorage() as storage:
+            hook.before_step()
+            over = over_at is not None and hook.trainer.iter >= over_at
+            assert said == (["cls"] if over else [])
+            assert storage.latest() == ({"loss_weight/cls": (0.0, 0)} if over else {})
+
+
 def test_has_no_state_of_its_own():
     hooks = build_distill_hooks(plain_cfg())
     assert [h.state_dict() for h in hooks] == [{}] * 4

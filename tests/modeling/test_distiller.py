@@ -83,6 +83,36 @@ def test_only_what_the_enabled_losses_require_runs(teacher_files, losses, runs):
     assert tuple(len(seen) for seen in calls) == runs
 
 
+def test_the_teacher_rests_once_all_losses_are_finished(teacher_files):
+    distiller = build_distiller(distill_cfg(teacher_files, "DISTILL.FEATURE.ADAPTER", "3x3"))
+    (calls,) = count_calls(distiller.teacher.model.backbone)
+    distiller.finish_loss("feature")
+    distiller.finish_loss("cls")
+    run(distiller, make_batch())
+    assert len(calls) == 1, "one loss still wants it"
+    distiller.finish_loss("reg")
+    losses, plain = run(distiller, make_batch()), run(distiller.student, make_batch())
+    assert len(calls) == 1 and list(losses) == DETECTION + DISTILLATION
+    assert all(torch.equal(losses[k], plain[k]) for k in DETECTION)
+    assert all(losses[k] == 0 for k in DISTILLATION)
+    assert distiller.latest.losses.keys() == losses.keys()
+    sum(losses.values()).backward()
+    adapters = distiller.distill_losses.parameters()
+    assert all(p.grad is not None and not p.grad.any() for p in adapters)
+    distiller.register_loss_hook("reg", unscaled)
+    run(distiller, make_batch())
+    assert len(calls) == 2
+
+
+def test_the_teacher_goes_on_proposing_after_the_losses(teacher_files):
+    distiller = build_distiller(distill_cfg(teacher_files, "DISTILL.PROPOSALS", "union"))
+    for name in distiller.distill_losses:
+        distiller.finish_loss(name)
+    (calls,) = count_calls(distiller.teacher.model.backbone)
+    run(distiller, make_batch())
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "ADAMW"])
 def test_one_step_moves_student_and_adapters_and_not_the_teacher(teacher_files, optimizer):
     opts = ["SOLVER.OPTIMIZER", optimizer, "DISTILL.FEATURE.ADAPTER", "3x3"]

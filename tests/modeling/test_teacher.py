@@ -37,6 +37,44 @@ def test_features_are_those_of_the_teacher_alone(tmp_path, student_format, teach
     assert torch.equal(batch[0]["image"], make_batch()[0]["image"]), "the batch is left as it was"
 
 
+@pytest.mark.parametrize(
+    "opts, swap, shared",
+    [
+        ([], False, True),
+        ([], True, False),
+        (OTHER_STATISTICS[:2], False, False),
+        (OTHER_STATISTICS[2:], False, False),
+    ],
+)
+def test_images_are_prepared_once_where_statistics_agree(opts, swap, shared):
+    _, student, _ = build_pair()
+    torch.manual_seed(0)
+    model, batch = build_model(plain_cfg(*opts)), make_batch()
+    teacher, alone = FrozenTeacher(model, swap_channels=swap), FrozenTeacher(model)
+    prepared, prepare, calls = student.preprocess_image(batch), model.preprocess_image, []
+    teacher.share_images_with(student)
+    model.preprocess_image = lambda x: calls.append(x) or prepare(x)
+    found = teacher.features(batch, prepared)
+    assert len(calls) == (0 if shared else 1)
+    if not swap:
+        expected = alone.features(batch)
+        assert all(torch.equal(found[level], expected[level]) for level in expected)
+
+
+def test_images_padded_otherwise_are_not_shared():
+    _, student, teacher = build_pair()
+    prepared = student.preprocess_image(make_batch())
+    sizes = []
+    teacher.model.backbone.bottom_up.register_forward_pre_hook(
+        lambda _, inputs: sizes.append(inputs[0].shape[-2:])
+    )
+    for divisor in (32, 64):
+        teacher.model.backbone._size_divisibility = divisor
+        teacher.share_images_with(student)
+        teacher.features(make_batch(), prepared)
+    assert sizes == [(64, 96), (64, 128)]
+
+
 def test_eval_mode_and_frozen_whatever_is_called():
     teacher = FrozenTeacher(build_model(plain_cfg()).train())
     for around in (teacher, torch.nn.Sequential(teacher), torch.nn.ModuleList([teacher])):
