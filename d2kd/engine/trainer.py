@@ -19,6 +19,7 @@ from ..modeling.build import build_teacher, read_teacher_config
 from ..modeling.checkpoints import find_weights
 from ..modeling.inherit import inherit
 from .allocator import keep_freed_memory
+from .checkpoint import WholeFiles, remove_unfinished
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
 from .sanity import explain_nonfinite
@@ -60,6 +61,7 @@ class DistillTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         keep_freed_memory(cfg.MODEL.DEVICE)
         super().__init__(cfg)
+        self.checkpointer.path_manager = WholeFiles()
         if cfg.DISTILL.ENABLED:
             distiller = unwrap(self.model)
             self.checkpointer.model = distiller.student
@@ -68,6 +70,7 @@ class DistillTrainer(DefaultTrainer):
                 "teacher", TeacherIdentity(distiller.teacher.identity)
             )
         if comm.is_main_process():
+            remove_unfinished(cfg.OUTPUT_DIR)
             _write_student_config(cfg)
 
     @classmethod
