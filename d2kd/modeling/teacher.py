@@ -51,6 +51,8 @@ class FrozenTeacher(nn.Module):
         self._shares_images = (
             not self.swap_channels
             and padding[0] == padding[1]
+            # A model on the meta device, as of a dry run, has no statistics to compare.
+            and not ours.pixel_mean.is_meta
             and torch.equal(ours.pixel_mean, theirs.pixel_mean)
             and torch.equal(ours.pixel_std, theirs.pixel_std)
         )
