@@ -24,14 +24,14 @@ from detectron2.structures import Boxes  # noqa: E402
 
 from d2kd.engine.allocator import keep_freed_memory  # noqa: E402
 
-__all__ = ["measure_peaks"]
+__all__ = ["measure_peaks", "resident_mib"]
 
 PARTS = ("student", "teacher", "distilled")
 # The optimizer's state is there from the second one on.
 STEPS = 3
 
 
-def _resident(field: str) -> float:
+def resident_mib(field: str) -> float:
     """MiB of VmRSS (now) or VmHWM (the most so far)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(x.split()[1]) / 1024 for x in lines if x.startswith(field + ":"))
@@ -39,13 +39,13 @@ def _resident(field: str) -> float:
 
 def _in_use(device: str) -> float:
     cuda = device.startswith("cuda")
-    return torch.cuda.memory_allocated() / 2**20 if cuda else _resident("VmRSS")
+    return torch.cuda.memory_allocated() / 2**20 if cuda else resident_mib("VmRSS")
 
 
 def _peak(device: str) -> float:
     """MiB, the most since ``_forget_peak``."""
     cuda = device.startswith("cuda")
-    return torch.cuda.max_memory_allocated() / 2**20 if cuda else _resident("VmHWM")
+    return torch.cuda.max_memory_allocated() / 2**20 if cuda else resident_mib("VmHWM")
 
 
 def _forget_peak(device: str) -> None:

@@ -27,6 +27,9 @@ def parse_args(description: str, args: Optional[List[str]] = None) -> argparse.N
     parser.add_argument(
         "--random-weights", action="store_true", help="random also where weights are there"
     )
+    parser.add_argument(
+        "--no-alone", action="store_true", help="leave out steps under one loss alone"
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--threads", type=int, help="of the CPU; PyTorch's choice if not given")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override the config")

@@ -34,11 +34,11 @@ from d2kd.engine.allocator import keep_freed_memory  # noqa: E402
 ALL = "all"
 
 
-def build_tasks(pair: Pair, batches: List[List[dict]]) -> Dict[str, Task]:
-    """Everything that is timed, by name."""
+def build_tasks(pair: Pair, batches: List[List[dict]], alone: bool = True) -> Dict[str, Task]:
+    """Everything that is timed, by name; ``alone``: also steps under one loss alone."""
     recorded, names = record(pair, batches), list(pair.losses)
     regions, teacher = [now.regions for now in recorded], pair.teacher.model
-    sets = {ALL: names, **({name: [name] for name in names} if len(names) > 1 else {})}
+    sets = {ALL: names, **({name: [name] for name in names} if alone and len(names) > 1 else {})}
     tasks = {"student": train_step(pair.cfg, pair.stock, batches)}
     tasks["teacher_full"] = teacher_full(teacher, batches)
     for key, chosen in sets.items():
@@ -55,7 +55,7 @@ def build_tasks(pair: Pair, batches: List[List[dict]]) -> Dict[str, Task]:
 
 def summarise(times: Dict[str, Sample], names: List[str]) -> dict:
     """The times as JSON: seconds and the ratios between them."""
-    single = names if len(names) > 1 else []
+    single = [name for name in names if f"distilled {name}" in times]
 
     def ratio(key: str, extra: float = 0.0) -> float:
         floor = times["student"].median + times[f"needed {key}"].median + extra
@@ -121,7 +121,7 @@ def main() -> None:
     keep_freed_memory(cfg.MODEL.DEVICE)
     pair = build_pair(cfg, args.random_weights)
     peaks = {} if args.no_memory else measure_peaks(args, pair.requires(list(pair.losses)))
-    tasks = build_tasks(pair, load_batches(cfg, args))
+    tasks = build_tasks(pair, load_batches(cfg, args), not args.no_alone)
     times = interleave(tasks, args.steps, args.warmup)
     result = {
         "config": args.config_file,

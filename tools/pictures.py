@@ -1,7 +1,7 @@
 """What the tools draw: detections side by side, and bars with the spread of the seeds."""
 
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import matplotlib
 
@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 
-__all__ = ["Bar", "Detections", "bar_chart", "detections_grid"]
+__all__ = ["Bar", "Detections", "bar_chart", "detections_grid", "loglog_chart"]
 
 _COLOURS = ("#e6194b", "#4363d8", "#f58231", "#3cb44b", "#b42ee6", "#00b7c7", "#ffd400", "#f032e6")
 _ENLARGE = 3
@@ -137,3 +137,25 @@ def _draw_bars(axis: Axes, bars: List[Bar]) -> None:
     axis.set_ylabel("AP")
     axis.set_ylim(0, 1.18 * max(m + s for m, s in zip(means, stds)) or 1)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def loglog_chart(panels: Dict[str, Dict[str, Tuple[np.ndarray, np.ndarray]]], path: Path) -> None:
+    """One panel of seconds for each quantity, with a dotted line for linear growth.
+
+    Args:
+        panels: quantity -> label -> its values and the seconds.
+        path: the picture to write.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.8), squeeze=False)
+    for axis, (title, lines) in zip(axes[0], panels.items()):
+        for label, (x, y) in lines.items():
+            axis.plot(x, y, marker="o", markersize=4, label=label)
+        x, y = next(iter(lines.values()))
+        axis.plot(x, y[-1] * x / x[-1], color="#8c8c8c", linestyle=":", label="linear")
+        axis.set(xscale="log", yscale="log", xlabel=title, ylabel="seconds")
+        axis.set_xticks(x, [f"{v:g}" for v in x])
+        axis.minorticks_off()
+        axis.legend(fontsize=7, frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
