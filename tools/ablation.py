@@ -7,7 +7,8 @@ Stops and resumes anywhere: what is finished lies under output/ablation. Teacher
 are trained first; then each method's step is timed with nothing beside it; then the students are
 trained, ``--jobs`` at a time with one thread each. A method is held against two baselines: one of
 as many iterations, and one of as much time (its iterations raised by the ratio of the seconds per
-iteration, rounded to fifths). Writes docs/ablation/<suite>.json, <suite>.md and <detector>.png.
+iteration, rounded to fifths). Writes docs/ablation/<suite>.json, <detector>.png and the tables of
+MODEL_ZOO.md.
 """
 
 import argparse
@@ -39,6 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("output/ablation"))
     parser.add_argument("--teachers", type=Path, help="default: output/<suite>")
     parser.add_argument("--docs", type=Path, default=Path("docs/ablation"))
+    parser.add_argument("--zoo", type=Path, default=Path("MODEL_ZOO.md"), help="gets the tables")
     args = parser.parse_args()
     args.iterations = args.iterations or SUITES[args.suite].iterations
     args.teachers = args.teachers or Path("output") / args.suite
@@ -223,7 +225,7 @@ def main() -> None:
             results = train_all(args, plan(args, detector, methods, times))
             rows = [make_row(student, found, teacher_ap) for student, found in results.items()]
             name = args.suite if args.dataset == "test" else f"{args.suite}_{args.dataset}"
-            write_report(rows, args.docs, name)
+            write_report(rows, args.docs, name, args.zoo)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The ablation's rows: kept as JSON, written as a table, drawn as bars."""
 
 import json
+import re
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,13 +69,15 @@ def _std(values: List[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def write_report(rows: List[Row], folder: Path, name: str) -> None:
+def write_report(rows: List[Row], folder: Path, name: str, document: Path) -> None:
     """Put rows into ``<folder>/<name>.json``, over older ones of the same key, and redraw.
 
     Args:
         rows: of the latest run.
-        folder: also gets ``<name>.md`` and one chart a detector.
+        folder: also gets one chart a detector.
         name: of the suite.
+        document: markdown; a detector's tables replace what stands between the lines
+            ``<!-- ablation <name> <detector> -->`` and ``<!-- end -->``, if they are there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
@@ -84,14 +87,20 @@ def write_report(rows: List[Row], folder: Path, name: str) -> None:
         rows = merge([Row.from_json(row) for row in old], rows)
         content = {"rows": [row.to_json() for row in rows]}
         path.write_text(json.dumps(content, indent=1) + "\n")
-        text = markdown(rows)
-        (folder / f"{name}.md").write_text(text)
         for detector in sorted({row.detector for row in rows}):
-            tables = _tables([row for row in rows if row.detector == detector])
-            panels = {_title(table): _bars(found) for table, found in tables.items()}
+            found = [row for row in rows if row.detector == detector]
+            panels = {_title(table): _bars(part) for table, part in _tables(found).items()}
             suffix = "" if name == "shapes" else f"_{name}"
             bar_chart(panels, folder / f"{detector}{suffix}.png")
-    print(text)
+            _insert(document, f"<!-- ablation {name} {detector} -->", markdown(found))
+    print(markdown(rows))
+
+
+def _insert(document: Path, begin: str, text: str) -> None:
+    between = re.compile(
+        rf"(?<={re.escape(begin)}\n).*?(?=^<!-- end -->$)", re.DOTALL | re.MULTILINE
+    )
+    document.write_text(between.sub(lambda _: f"\n{text}\n", document.read_text()))
 
 
 def merge(old: List[Row], new: List[Row]) -> List[Row]:
@@ -138,13 +147,8 @@ def markdown(rows: List[Row]) -> str:
         lines = [_line(row, found) for row in found]
         head = ["method", "iterations", "AP", "AP50", "s/iteration", "gain", "gain at equal time"]
         teacher = f"Teacher: AP {found[0].teacher_ap:.1f}. Seeds: {_seeds(found)}."
-        parts.append(f"### {_title(table)}\n\n{teacher}\n\n{tabulate(lines, head, 'pipe')}\n")
-    note = (
-        "AP: mean ± standard deviation over the seeds. Gains: over the baseline of the same seed, "
-        "of as many\niterations, and of as much time (the seconds per iteration on one thread). A "
-        "gain at equal time in bold\nis more than twice its standard deviation.\n"
-    )
-    return "\n".join([note, *parts])
+        parts.append(f"**{_title(table)}.** {teacher}\n\n{tabulate(lines, head, 'pipe')}\n")
+    return "\n".join(parts)
 
 
 def _seeds(rows: List[Row]) -> str:

@@ -95,11 +95,16 @@ def test_new_rows_replace_old_ones():
 
 
 def test_report_files(tmp_path):
-    write_report([_row(), _row("FRS"), LONGER], tmp_path, "shapes")
-    write_report([_row(detector="gfl")], tmp_path, "shapes")
+    zoo, ends = tmp_path / "zoo.md", (
+        "before\n<!-- ablation shapes fcos -->\n",
+        "<!-- end -->\nafter\n",
+    )
+    zoo.write_text("stale\n".join(ends))
+    write_report([_row(), _row("FRS"), LONGER], tmp_path, "shapes", zoo)
+    write_report([_row(detector="gfl")], tmp_path, "shapes", zoo)
     rows = json.loads((tmp_path / "shapes.json").read_text())["rows"]
     assert [row["detector"] for row in rows] == ["fcos", "fcos", "fcos", "gfl"]
-    assert (tmp_path / "shapes.md").read_text().count("###") == 2
+    assert zoo.read_text() == f"\n{markdown([_row(), _row('FRS'), LONGER])}\n".join(ends)
     for detector in ("fcos", "gfl"):
         assert (tmp_path / f"{detector}.png").stat().st_size > 5000
 
@@ -125,6 +130,8 @@ def suite(tmp_path, monkeypatch):
     def call(*options):
         folders = {"--runs": "runs", "--teachers": "teachers", "--docs": "docs"}
         paths = [part for name, path in folders.items() for part in (name, str(tmp_path / path))]
+        paths += ["--zoo", str(tmp_path / "zoo.md")]
+        (tmp_path / "zoo.md").touch()
         argv = ["ablation.py", "--detector", "fcos", "--seeds", "1", "2", *paths, *options]
         monkeypatch.setattr(sys, "argv", argv)
         ablation.main()
