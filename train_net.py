@@ -2,6 +2,7 @@
 """Train, distil or evaluate a detector.
 
     python train_net.py --config-file configs/TAR/faster_rcnn_R_50_from_R_101_FPN_1x.yaml [--num-gpus 8]
+    torchrun --nproc_per_node 8 train_net.py --config-file ...
 
 As Detectron2's own training script; DISTILL.* in the config says who teaches and what is compared.
 """
@@ -12,7 +13,7 @@ from collections import OrderedDict
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -22,17 +23,23 @@ from d2kd.config_checks import check_config
 from d2kd.config_io import merge_file, merge_options
 from d2kd.data import check_num_classes, register_custom_datasets
 from d2kd.engine.interrupt import interruptible
+from d2kd.engine.launch import add_launch_options, launch
 from d2kd.engine.output import prepare_output
 from d2kd.modeling.build import build_teacher, read_teacher_config
 from d2kd.modeling.checkpoints import find_weights
 
 
-def setup(args) -> CfgNode:
+def read_config(args) -> CfgNode:
     cfg = get_cfg()
     add_d2kd_config(cfg)
     merge_file(cfg, args.config_file)
     merge_options(cfg, args.opts)
     check_config(cfg)
+    return cfg
+
+
+def setup(args) -> CfgNode:
+    cfg = read_config(args)
     prepare_output(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2kd")
     register_custom_datasets(cfg)
@@ -94,12 +101,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "--eval-teacher", action="store_true", help="evaluate the teacher before anything else"
     )
+    add_launch_options(parser)
     args = parser.parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch(main, args, read_config(args), (args,))

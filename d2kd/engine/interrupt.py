@@ -6,8 +6,10 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Iterator, Optional
 
+import torch
+import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
@@ -67,28 +69,55 @@ def interruptible() -> Iterator[None]:
 
 
 class StopOnInterrupt(HookBase):
-    """Between two steps, after all other hooks: writes a checkpoint if Ctrl-C came meanwhile."""
+    """Between two steps, after all other hooks: writes a checkpoint if Ctrl-C came meanwhile.
 
-    def __init__(self, period: int = 10):
-        """
-        Args:
-            period: steps after which several processes ask each other; one process looks at every
-                step.
-        """
-        self.period = period
+    Several processes must leave at the same step, though each is told at its own time: they ask
+    each other after every step and read the answers after the next one, when they have long been
+    there. So none waits for another, nor for its GPU.
+    """
+
+    def __init__(self):
+        self._question: Optional[Question] = None
+
+    def before_train(self) -> None:
+        if comm.get_world_size() > 1:
+            self._question = Question()
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
+        wanted = self._question.exchange(_current.received) if self._question else _current.received
         # The end of training writes a checkpoint itself.
-        if done >= self.trainer.max_iter or not self._wanted(done):
+        if not wanted or self.trainer.iter + 1 >= self.trainer.max_iter:
             return
         name = f"model_{self.trainer.iter:07d}"
         self.trainer.checkpointer.save(name, iteration=self.trainer.iter)
+        # Who leaves first may end the others, and one of them writes.
+        comm.synchronize()
         logger.info("Interrupted after iteration %d; --resume continues it", self.trainer.iter)
         raise KeyboardInterrupt
 
-    def _wanted(self, done: int) -> bool:
-        """All processes must leave at the same step, though each is told at its own time."""
-        if comm.get_world_size() == 1:
-            return _current.received
-        return done % self.period == 0 and any(comm.all_gather(_current.received))
+    def after_train(self) -> None:
+        if self._question:
+            self._question.read()
+
+
+class Question:
+    """Whether any process says yes, one exchange late."""
+
+    def __init__(self):
+        # Of its own, on the host, so that its messages meet no others.
+        self._group = dist.new_group(backend="gloo")
+        self._answer = torch.zeros(1)
+        self._asked: Optional[dist.Work] = None
+
+    def exchange(self, yes: bool) -> bool:
+        """Ask all processes; returns whether any said yes the last time, for all the same."""
+        before = self.read()
+        self._answer = torch.tensor([float(yes)])
+        self._asked = dist.all_reduce(self._answer, group=self._group, async_op=True)
+        return before
+
+    def read(self) -> bool:
+        """The answer to the latest question."""
+        if self._asked is not None:
+            self._asked.wait()
+        return self._answer.item() > 0

@@ -1,16 +1,20 @@
 """DefaultTrainer with a teacher: what is built, registered, saved and resumed."""
 
+import logging
 import os
+import weakref
 
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..config import plain_config
@@ -20,6 +24,7 @@ from ..modeling.checkpoints import find_weights
 from ..modeling.inherit import inherit
 from .allocator import keep_freed_memory
 from .checkpoint import WholeFiles, remove_unfinished
+from .group import data_parallel
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
 from .sanity import explain_nonfinite
@@ -60,7 +65,23 @@ class DistillTrainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         keep_freed_memory(cfg.MODEL.DEVICE)
-        super().__init__(cfg)
+        # DefaultTrainer's own wraps models for GPUs alone; this takes its parts in its order.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        model = data_parallel(model)
+        trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer(model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
         self.checkpointer.path_manager = WholeFiles()
         if cfg.DISTILL.ENABLED:
             distiller = unwrap(self.model)

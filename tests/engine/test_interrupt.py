@@ -11,7 +11,7 @@ from detectron2.utils.env import seed_all_rng
 from helpers import distill_cfg
 
 from d2kd.engine import DistillTrainer
-from d2kd.engine.interrupt import INTERRUPTED, StopOnInterrupt, interruptible
+from d2kd.engine.interrupt import INTERRUPTED, interruptible
 
 pytestmark = pytest.mark.usefixtures("train_set")
 
@@ -75,16 +75,3 @@ def test_the_second_time_it_stops_at_once():
 def test_without_the_context_it_acts_as_usual():
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.mark.parametrize(
-    "done, others, stops", [(10, True, True), (10, False, False), (9, True, False)]
-)
-def test_several_processes_leave_at_the_same_step(monkeypatch, done, others, stops):
-    asked = []
-    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
-    monkeypatch.setattr(
-        "detectron2.utils.comm.all_gather", lambda mine: asked.append(mine) or [mine, others]
-    )
-    assert StopOnInterrupt(period=10)._wanted(done) == stops
-    assert asked == ([False] if done == 10 else [])
