@@ -21,5 +21,9 @@ setup(
         # Headless: the package draws into arrays and opens no windows, and servers lack libGL.
         "opencv-python-headless",
     ],
-    extras_require={"test": ["pytest", "black", "isort", "torchmetrics"]},
+    extras_require={
+        "test": ["pytest", "black", "isort", "torchmetrics"],
+        # Only to compare with, in tools/bench_compare.py.
+        "benchmark": ["kornia", "pytorch-msssim", "torchmetrics"],
+    },
 )

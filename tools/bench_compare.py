@@ -17,13 +17,10 @@ from typing import Callable, Dict, List
 # torch's, of what Detectron2 calls: nobody can act on them here.
 warnings.simplefilter("ignore", FutureWarning)
 
-import kornia  # noqa: E402
-import pytorch_msssim  # noqa: E402
 import torch  # noqa: E402
 from bench_time import describe_machine, interleave  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 from torch import Tensor  # noqa: E402
-from torchmetrics.functional.image import structural_similarity_index_measure  # noqa: E402
 
 from d2kd.engine.allocator import keep_freed_memory  # noqa: E402
 from d2kd.losses import MaskInput, gaussian, ssim  # noqa: E402
@@ -31,17 +28,30 @@ from d2kd.losses import MaskInput, gaussian, ssim  # noqa: E402
 # stride -> height and width, the image being padded to a multiple of 32.
 LEVELS = {stride: (-(-800 // stride), -(-1344 // stride)) for stride in (4, 8, 16, 32, 64)}
 
-SSIM: Dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "d2kd, scaled to [0, 1] first": lambda x, y: ssim(x, y).mean(),
-    "d2kd": lambda x, y: ssim(x, y, scaling="none").mean(),
-    "kornia": lambda x, y: (1 - kornia.metrics.ssim(x, y, 11).mean()) / 2,
-    "torchmetrics": lambda x, y: (1 - structural_similarity_index_measure(x, y, data_range=1.0))
-    / 2,
-    "pytorch-msssim": lambda x, y: (1 - pytorch_msssim.ssim(x, y, data_range=1.0)) / 2,
-}
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def ssim_tasks(channels: int, device: str) -> Dict[str, Callable[[int], object]]:
+def ssim_losses() -> Dict[str, Loss]:
+    """``(1 - SSIM) / 2`` with a Gaussian window of 11 cells, by d2kd and by the others."""
+    import kornia
+    import pytorch_msssim
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    theirs: Dict[str, Loss] = {
+        "kornia": lambda x, y: kornia.metrics.ssim(x, y, 11).mean(),
+        "torchmetrics": lambda x, y: structural_similarity_index_measure(x, y, data_range=1.0),
+        "pytorch-msssim": lambda x, y: pytorch_msssim.ssim(x, y, data_range=1.0),
+    }
+    return {
+        "d2kd": lambda x, y: ssim(x, y, scaling="none").mean(),
+        "d2kd, scaling both maps to [0, 1] first": lambda x, y: ssim(x, y).mean(),
+        **{n: lambda x, y, index=index: (1 - index(x, y)) / 2 for n, index in theirs.items()},
+    }
+
+
+def ssim_tasks(
+    losses: Dict[str, Loss], channels: int, device: str
+) -> Dict[str, Callable[[int], object]]:
     """Each library's SSIM of all levels, forward and backward to the student's maps."""
     generator = torch.Generator().manual_seed(0)
     teacher = [torch.rand(1, channels, *size, generator=generator) for size in LEVELS.values()]
@@ -49,7 +59,7 @@ def ssim_tasks(channels: int, device: str) -> Dict[str, Callable[[int], object]]
     student = [(0.6 * x + 0.4 * y).to(device).requires_grad_() for x, y in zip(teacher, noise)]
     teacher = [x.to(device) for x in teacher]
 
-    def task(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[int], object]:
+    def task(function: Loss) -> Callable[[int], object]:
         def run(turn: int) -> None:
             for x in student:
                 x.grad = None
@@ -57,7 +67,7 @@ def ssim_tasks(channels: int, device: str) -> Dict[str, Callable[[int], object]]
 
         return run
 
-    return {name: task(function) for name, function in SSIM.items()}
+    return {name: task(function) for name, function in losses.items()}
 
 
 def loop_masks(inputs: MaskInput, sigma2: float = 2.0) -> Tensor:
@@ -111,7 +121,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     keep_freed_memory(device)
     times = {
-        "ssim": interleave(ssim_tasks(args.channels, device), args.steps),
+        "ssim": interleave(ssim_tasks(ssim_losses(), args.channels, device), args.steps),
         "masks": interleave(mask_tasks([1, 10, 100, 300], device), args.steps),
     }
     result = {"channels": args.channels, "steps": args.steps, **describe_machine(device)}

@@ -3,7 +3,8 @@
 
     python tools/bench_growth.py --json docs/benchmark/growth.json
 
-On the shapes' Faster R-CNN with random weights; each point is a run of tools/benchmark.py.
+On the shapes' Faster R-CNN with random weights, on a CPU's single thread; each point is a run of
+tools/benchmark.py. Points that the file holds already are kept.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Dict, List, NamedTuple, Tuple
 import numpy as np
 import yaml
 from bench_processes import measure_processes
+from bench_time import describe_machine
 from pictures import loglog_chart
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,11 +33,14 @@ class Sweep(NamedTuple):
     methods: Tuple[str, ...]
 
 
+# Each with two 320 px images of its own.
+PROCESSES = Sweep("processes", (1, 2, 4), ("TAR",))
 SWEEPS = (
     Sweep("longer side in pixels", (320, 480, 640, 960, 1333), ("TAR", "FRS", "SSIM")),
     Sweep("images in a batch", (1, 2, 4, 8), ("TAR", "SSIM")),
     Sweep("boxes in an image", (1, 10, 100, 300), ("TAR",)),
     Sweep("FPN channels", (64, 128, 256), ("TAR", "SSIM")),
+    PROCESSES,
 )
 
 
@@ -74,10 +79,11 @@ def measure(sweep: Sweep, value: int, method: str, steps: int) -> dict:
         found = json.loads(out.read_text())
     kept = ("student_step_s", "teacher_needed_s", "distilled_step_s", "overhead_ratio")
     point = {"sweep": sweep.name, "value": value, "method": method}
-    point.update({key: found[key] for key in kept}, peak_mib=found["peak_memory_mib"]["distilled"])
-    machine = {key: found[key] for key in ("device_name", "cores", "threads", "versions")}
-    print(point, flush=True)
-    return {**point, "machine": machine}
+    return {
+        **point,
+        **{key: found[key] for key in kept},
+        "peak_memory_mib": found["peak_memory_mib"]["distilled"],
+    }
 
 
 def draw(points: List[dict], path: Path) -> None:
@@ -94,23 +100,32 @@ def draw(points: List[dict], path: Path) -> None:
     loglog_chart(panels, path)
 
 
+def wanted() -> List[Tuple[Sweep, int, str]]:
+    """Every point: a sweep, its value, a method."""
+    return [
+        (sweep, x, method) for sweep in SWEEPS for method in sweep.methods for x in sweep.values
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", required=True, type=Path, help="the plot is written beside it")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each point")
     args = parser.parse_args()
-    points = [
-        measure(sweep, value, method, args.steps)
-        for sweep in SWEEPS
-        for method in sweep.methods
-        for value in sweep.values
-    ]
-    points += measure_processes(config_of("TAR"), (1, 2, 4), args.steps)
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    machine = points[0].pop("machine")
-    for point in points:
-        point.pop("machine", None)
-    args.json.write_text(json.dumps({**machine, "steps": args.steps, "points": points}, indent=1))
+    points = json.loads(args.json.read_text())["points"] if args.json.is_file() else []
+    known = {(point["sweep"], point["value"], point["method"]) for point in points}
+    for sweep, value, method in wanted():
+        if (sweep.name, value, method) in known:
+            continue
+        if sweep is PROCESSES:
+            points.append(measure_processes(config_of(method), value, method, args.steps))
+        else:
+            points.append(measure(sweep, value, method, args.steps))
+        print(points[-1], flush=True)
+        # After every point: a run that is cut off goes on from here.
+        found = {**describe_machine("cpu"), "threads": 1, "steps": args.steps, "points": points}
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
     draw(points, args.json.with_suffix(".png"))
 
 

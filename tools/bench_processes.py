@@ -1,16 +1,17 @@
 """A distilled step in several processes that average their gradients, beside the plain one."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from bench_memory import resident_mib
 from bench_pair import build_pair, read_config, synthetic_batches
-from bench_tasks import record, teacher_needed, train_step
+from bench_tasks import Task, record, teacher_needed, train_step
 from bench_time import interleave
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,25 +26,29 @@ def _run(rank: int, count: int, config: str, steps: int, address: str, out: str)
     keep_freed_memory("cpu")
     dist.init_process_group("gloo", address, rank=rank, world_size=count)
     cfg = read_config(config, ["MODEL.DEVICE", "cpu"])
+    before = resident_mib("VmRSS")
     pair = build_pair(cfg, random_weights=True)
     batches = synthetic_batches(cfg, (320, 320), images=2, boxes=4)
     recorded, names = record(pair, batches), list(pair.losses)
     regions = [now.regions for now in recorded]
     model, needed = pair.teacher.model, pair.requires(names)
     tasks = {
-        "student": train_step(cfg, DistributedDataParallel(pair.stock), batches),
-        "needed": teacher_needed(cfg, model, needed, batches, regions),
-        "distilled": train_step(cfg, DistributedDataParallel(pair.distiller(names)), batches),
+        "student_step_s": train_step(cfg, DistributedDataParallel(pair.stock), batches),
+        "teacher_needed_s": teacher_needed(cfg, model, needed, batches, regions),
+        "distilled_step_s": train_step(
+            cfg, DistributedDataParallel(pair.distiller(names)), batches
+        ),
     }
     # Every process takes the tasks in the same order, and waits for the others before each.
     times = interleave({k: _after_barrier(v) for k, v in tasks.items()}, steps)
     if rank == 0:
-        seconds = {name: sample.median for name, sample in times.items()}
-        torch.save({**seconds, "peak": resident_mib("VmHWM")}, out)
+        found = {name: sample.median for name, sample in times.items()}
+        found["peak_memory_mib"] = round(resident_mib("VmHWM") - before, 1)
+        Path(out).write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
-def _after_barrier(task):
+def _after_barrier(task: Task) -> Task:
     def run(turn: int) -> None:
         dist.barrier()
         task(turn)
@@ -51,33 +56,20 @@ def _after_barrier(task):
     return run
 
 
-def measure_processes(config: str, counts: Sequence[int], steps: int) -> List[Dict[str, object]]:
-    """Points as those of the other sweeps, by the number of processes.
+def measure_processes(config: str, count: int, method: str, steps: int) -> Dict[str, object]:
+    """A point as those of the other sweeps, for so many processes; memory is that of one of them.
 
     Args:
-        config: of a method.
-        counts: of processes; each has its own batch.
+        config: of the method.
+        count: of processes; each has its own batch.
+        method: what the point is called.
         steps: that are timed.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
-    points = []
-    for count in counts:
-        with tempfile.TemporaryDirectory() as folder:
-            out, rendezvous = Path(folder) / "out.pth", f"file://{folder}/rendezvous"
-            mp.spawn(_run, (count, config, steps, rendezvous, str(out)), nprocs=count)
-            found = torch.load(out)
-        floor = found["student"] + found["needed"]
-        points.append(
-            {
-                "sweep": "processes",
-                "value": count,
-                "method": "TAR",
-                "student_step_s": found["student"],
-                "teacher_needed_s": found["needed"],
-                "distilled_step_s": found["distilled"],
-                "overhead_ratio": round(found["distilled"] / floor, 4),
-                "peak_mib": round(found["peak"], 1),
-            }
-        )
-        print(points[-1], flush=True)
-    return points
+    with tempfile.TemporaryDirectory() as folder:
+        out, rendezvous = Path(folder) / "out.json", f"file://{folder}/rendezvous"
+        mp.spawn(_run, (count, config, steps, rendezvous, str(out)), nprocs=count)
+        found = json.loads(out.read_text())
+    floor = found["student_step_s"] + found["teacher_needed_s"]
+    found["overhead_ratio"] = round(found["distilled_step_s"] / floor, 4)
+    return {"sweep": "processes", "value": count, "method": method, **found}

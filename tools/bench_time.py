@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Tuple
 
 import detectron2
 import torch
@@ -20,10 +20,19 @@ __all__ = ["Sample", "describe_machine", "interleave", "wait"]
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds: the median over the steps and the interquartile range around it."""
+    """Seconds of each round."""
 
-    median: float
-    iqr: float
+    values: Tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def iqr(self) -> float:
+        """Interquartile range around the median."""
+        low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
+        return high - low
 
 
 def wait() -> None:
@@ -62,12 +71,7 @@ def interleave(
                 seconds[name].append(time.perf_counter() - start)
         gc.collect()
     gc.enable()
-    return {name: _summary(values) for name, values in seconds.items()}
-
-
-def _summary(values: List[float]) -> Sample:
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Sample(middle, high - low)
+    return {name: Sample(tuple(values)) for name, values in seconds.items()}
 
 
 def _processor() -> str:

@@ -61,6 +61,8 @@ def summarise(times: Dict[str, Sample], names: List[str]) -> dict:
         floor = times["student"].median + times[f"needed {key}"].median + extra
         return round(times[f"distilled {key}"].median / floor, 4)
 
+    rounds = zip(*(times[k].values for k in ("student", f"needed {ALL}", f"distilled {ALL}")))
+    by_round = Sample(tuple(step / (student + needed) for student, needed, step in rounds))
     adapter = times["adapters"].median if "adapters" in times else 0.0
     return {
         "student_step_s": times["student"].median,
@@ -68,6 +70,7 @@ def summarise(times: Dict[str, Sample], names: List[str]) -> dict:
         "teacher_full_s": times["teacher_full"].median,
         "distilled_step_s": times[f"distilled {ALL}"].median,
         "overhead_ratio": ratio(ALL),
+        "overhead_ratio_iqr": round(by_round.iqr, 4),
         "adapters_s": adapter,
         "overhead_ratio_beyond_adapters": ratio(ALL, adapter),
         "losses": {name: times[f"loss {name}"].median for name in names},
@@ -103,6 +106,7 @@ def table(result: dict) -> str:
     cells = [(name, f"{s:.4f}", f"{q:.4f}", f"{s / floor:.3f}") for name, s, q in rows]
     lines = [tabulate(cells, ["", "seconds", "IQR", "of the floor"], disable_numparse=True), ""]
     lines.append(f"overhead ratio {result['overhead_ratio']:.3f}")
+    lines[-1] += f" (IQR of the rounds {result['overhead_ratio_iqr']:.3f})"
     if result["adapters_s"]:
         beyond = result["overhead_ratio_beyond_adapters"]
         lines.append(f"  with the adapters in the floor {beyond:.3f}")

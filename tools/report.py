@@ -12,7 +12,7 @@ from pictures import Bar, bar_chart
 from suites import BASELINE
 from tabulate import tabulate
 
-__all__ = ["Row", "markdown", "merge", "write_report"]
+__all__ = ["Row", "insert", "markdown", "merge", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,12 @@ def write_report(rows: List[Row], folder: Path, name: str, document: Path) -> No
             panels = {_title(table): _bars(part) for table, part in _tables(found).items()}
             suffix = "" if name == "shapes" else f"_{name}"
             bar_chart(panels, folder / f"{detector}{suffix}.png")
-            _insert(document, f"<!-- ablation {name} {detector} -->", markdown(found))
+            insert(document, f"<!-- ablation {name} {detector} -->", markdown(found))
     print(markdown(rows))
 
 
-def _insert(document: Path, begin: str, text: str) -> None:
+def insert(document: Path, begin: str, text: str) -> None:
+    """Put ``text`` into a markdown file between the lines ``begin`` and ``<!-- end -->``, if there."""
     between = re.compile(
         rf"(?<={re.escape(begin)}\n).*?(?=^<!-- end -->$)", re.DOTALL | re.MULTILINE
     )

@@ -1,0 +1,192 @@
+#!/usr/bin/env python
+"""Write the benchmark's results into BENCHMARK.md.
+
+    python tools/bench_report.py
+
+Each table replaces what stands between the lines ``<!-- benchmark <name> -->`` and ``<!-- end -->``.
+"""
+
+import argparse
+import json
+import math
+import re
+from pathlib import Path
+from typing import Callable, Dict, List, Sequence
+
+from report import insert
+from tabulate import tabulate
+
+ROOT = Path(__file__).resolve().parents[1]
+DETECTORS = ("faster_rcnn", "retinanet", "fcos", "gfl")
+METHODS = ("TAR", "FRS", "SSIM", "LD", "FRS+LD")
+# What the overhead ratio may be, by the method's name.
+GOALS = {"SSIM": 1.10}
+GOAL, MEMORY_GOAL = 1.05, 1.10
+
+
+def read_folder(folder: Path) -> List[dict]:
+    """The results of tools/benchmark.py in a folder, a row of each table for each, in order."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    for result in found:
+        _, method, name = result["config"].rsplit("/", 2)
+        result["method"] = method
+        result["detector"] = next(d for d in DETECTORS if name.startswith(d))
+    return sorted(found, key=lambda r: (DETECTORS.index(r["detector"]), METHODS.index(r["method"])))
+
+
+def machine(result: dict) -> str:
+    """What the results were measured on, in one line."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    threads = "1 thread" if result["threads"] == 1 else f"{result['threads']} threads"
+    return f"{result['device_name']}, {result['cores']} cores, {threads}; {versions}."
+
+
+def _marked(value: float, goal: float) -> str:
+    """Bold where the goal is missed."""
+    return f"{value:.3f}" if value <= goal else f"**{value:.3f}**"
+
+
+def _table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
+    return tabulate(rows, head, "pipe", disable_numparse=True) + "\n"
+
+
+def steps_table(results: List[dict]) -> str:
+    """Seconds and memory of plain and distilled steps, and how far these are above their floor."""
+    head = ["detector", "method", "plain, s", "teacher, s", "distilled, s", "of the floor", "IQR"]
+    head += ["adapters in it", "plain, MiB", "distilled, MiB", "of its floor"]
+    rows = []
+    for found in results:
+        mib, goal = found["peak_memory_mib"], GOALS.get(found["method"], GOAL)
+        beyond = found["overhead_ratio_beyond_adapters"]
+        rows.append(
+            [
+                found["detector"],
+                found["method"],
+                f"{found['student_step_s']:.3f}",
+                f"{found['teacher_needed_s']:.3f}",
+                f"{found['distilled_step_s']:.3f}",
+                _marked(found["overhead_ratio"], goal),
+                f"{found['overhead_ratio_iqr']:.3f}",
+                _marked(beyond, goal) if found["adapters_s"] else "",
+                f"{mib['student']:.0f}",
+                f"{mib['distilled']:.0f}",
+                _marked(found["peak_memory_ratio"], MEMORY_GOAL),
+            ]
+        )
+    return f"{_table(rows, head)}\n{machine(results[0])}\n"
+
+
+def losses_table(results: List[dict]) -> str:
+    """Each loss's forward and backward, and a step under it alone."""
+    head = ["detector", "method", "loss", "ms", "of the floor", "step under it alone, of its floor"]
+    rows = []
+    for found in results:
+        floor = found["student_step_s"] + found["teacher_needed_s"]
+        for name, seconds in found["losses"].items():
+            alone = found["each_loss_alone"].get(name, found)["overhead_ratio"]
+            cells = [found["detector"], found["method"], name, f"{1000 * seconds:.1f}"]
+            rows.append([*cells, f"{seconds / floor:.3f}", f"{alone:.3f}"])
+    return _table(rows, head)
+
+
+def compare_table(result: dict, group: str) -> str:
+    """Alternatives beside d2kd's, which stands first in each set of them."""
+    found, rows = result[group], []
+    ours = {}
+    for name, sample in found.items():
+        of_set = re.sub(r"^[^,]*", "", name) if group == "masks" else ""
+        ours.setdefault(of_set, sample["seconds"])
+        cells = [name, f"{1000 * sample['seconds']:.2f}", f"{1000 * sample['iqr']:.2f}"]
+        rows.append([*cells, f"{sample['seconds'] / ours[of_set]:.2f}"])
+    return f"{_table(rows, [group, 'ms', 'IQR', 'of d2kd'])}\n{machine(result)}\n"
+
+
+def exponent(values: Sequence[float], seconds: Sequence[float]) -> float:
+    """p of ``seconds ~ values ** p`` from the first to the last of them."""
+    return math.log(seconds[-1] / seconds[0]) / math.log(values[-1] / values[0])
+
+
+def growth_tables(result: dict) -> str:
+    """One table for each quantity; below it, the power by which a distilled step grows."""
+    parts = []
+    for sweep in dict.fromkeys(point["sweep"] for point in result["points"]):
+        found = [point for point in result["points"] if point["sweep"] == sweep]
+        rows = [
+            [
+                point["value"],
+                point["method"],
+                *(
+                    f"{point[key]:.3f}"
+                    for key in ("student_step_s", "teacher_needed_s", "distilled_step_s")
+                ),
+                f"{point['overhead_ratio']:.3f}",
+                f"{point['peak_memory_mib']:.0f}",
+            ]
+            for point in found
+        ]
+        head = [sweep, "method", "plain, s", "teacher, s", "distilled, s", "of the floor", "MiB"]
+        powers = []
+        for method in dict.fromkeys(point["method"] for point in found):
+            of_method = [point for point in found if point["method"] == method]
+            x = [point["value"] for point in of_method]
+            y = [point["distilled_step_s"] for point in of_method]
+            # Twice as long a side is four times the pixels.
+            per = 2 if "side" in sweep else 1
+            powers.append(f"{method} {exponent(x, y) / per:.2f}")
+        of = "pixels" if "side" in sweep else sweep
+        parts.append(
+            f"{_table(rows, head)}\nGrows with {of} to the power of: {', '.join(powers)}.\n"
+        )
+    return "\n".join([*parts, machine(result) + "\n"])
+
+
+def data_table(result: dict) -> str:
+    """How long a step is, and how long it waits for its batch."""
+    rows = [
+        [
+            row["set"],
+            "distilled" if row["distilled"] else "plain",
+            row["workers"],
+            f"{row['seconds']:.3f}",
+            f"{row['waiting_s']:.4f}",
+            f"{100 * row['share']:.1f} %",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["set", "step", "workers", "s/iteration", "waiting, s", "share"]
+    return f"{_table(rows, head)}\n{machine(result)}\n"
+
+
+def tables(folder: Path) -> Dict[str, str]:
+    """Name -> markdown of every table whose results are in the folder."""
+    makers: Dict[str, Callable[[], str]] = {}
+    for name in ("shapes", "coco"):
+        results = read_folder(folder / name)
+        if results:
+            makers[name] = lambda results=results: steps_table(results)
+            makers[f"{name} losses"] = lambda results=results: losses_table(results)
+
+    def read(name: str) -> dict:
+        return json.loads((folder / f"{name}.json").read_text())
+
+    if (folder / "compare.json").is_file():
+        makers["ssim"] = lambda: compare_table(read("compare"), "ssim")
+        makers["masks"] = lambda: compare_table(read("compare"), "masks")
+    if (folder / "growth.json").is_file():
+        makers["growth"] = lambda: growth_tables(read("growth"))
+    if (folder / "data.json").is_file():
+        makers["data"] = lambda: data_table(read("data"))
+    return {name: make() for name, make in makers.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs/benchmark", help="of results")
+    parser.add_argument("--page", type=Path, default=ROOT / "BENCHMARK.md", help="markdown")
+    args = parser.parse_args()
+    for name, text in tables(args.folder).items():
+        insert(args.page, f"<!-- benchmark {name} -->", text)
+
+
+if __name__ == "__main__":
+    main()
