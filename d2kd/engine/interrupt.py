@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
-from typing import Iterator, Optional
+from typing import Callable, Iterator, Optional
 
 import torch
 import torch.distributed as dist
@@ -76,7 +76,12 @@ class StopOnInterrupt(HookBase):
     there. So none waits for another, nor for its GPU.
     """
 
-    def __init__(self):
+    def __init__(self, before_save: Callable[[], None] = lambda: None):
+        """
+        Args:
+            before_save: called by all processes; only the main one then writes a checkpoint.
+        """
+        self.before_save = before_save
         self._question: Optional[Question] = None
 
     def before_train(self) -> None:
@@ -88,6 +93,7 @@ class StopOnInterrupt(HookBase):
         # The end of training writes a checkpoint itself.
         if not wanted or self.trainer.iter + 1 >= self.trainer.max_iter:
             return
+        self.before_save()
         name = f"model_{self.trainer.iter:07d}"
         self.trainer.checkpointer.save(name, iteration=self.trainer.iter)
         # Who leaves first may end the others, and one of them writes.

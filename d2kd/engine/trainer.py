@@ -7,9 +7,9 @@ import weakref
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
-from detectron2.engine.hooks import PeriodicWriter
+from detectron2.engine.hooks import EvalHook, PeriodicWriter
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -19,6 +19,7 @@ from torch import nn
 
 from ..config import plain_config
 from ..data import build_evaluator, build_mapper
+from ..data.loader import build_train_loader
 from ..modeling.build import build_teacher, read_teacher_config
 from ..modeling.checkpoints import find_weights
 from ..modeling.inherit import inherit
@@ -27,6 +28,7 @@ from .checkpoint import WholeFiles, remove_unfinished
 from .group import data_parallel
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
+from .resume import Streams, add_resume_hooks, get_loaders
 from .sanity import explain_nonfinite
 
 __all__ = ["DistillTrainer", "TeacherIdentity"]
@@ -83,6 +85,7 @@ class DistillTrainer(DefaultTrainer):
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
         self.checkpointer.path_manager = WholeFiles()
+        self.checkpointer.add_checkpointable("streams", self._streams)
         if cfg.DISTILL.ENABLED:
             distiller = unwrap(self.model)
             self.checkpointer.model = distiller.student
@@ -121,8 +124,8 @@ class DistillTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        """Detectron2's, whose errors name the image (DATALOADER.BAD_IMAGES)."""
-        return build_detection_train_loader(cfg, mapper=build_mapper(cfg, True))
+        """Detectron2's, which can be resumed, and whose errors name the image."""
+        return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
@@ -135,14 +138,29 @@ class DistillTrainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, folder)
 
     def build_hooks(self):
-        hooks = super().build_hooks()
+        hooks = [hook for hook in super().build_hooks() if hook is not None]
+        student = getattr(unwrap(self.model), "student", unwrap(self.model))
+        self._streams = Streams(get_loaders(self._trainer, hooks), student)
+        add_resume_hooks(hooks, self.cfg, self._streams)
         if self.cfg.DISTILL.ENABLED:
             # Before the writer, which only the main process has: what they log is written in the
             # same step.
             writers = [i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicWriter)]
             at = writers[0] if writers else len(hooks)
             hooks[at:at] = build_distill_hooks(self.cfg)
-        return [*hooks, StopOnInterrupt()]
+        return [*hooks, StopOnInterrupt(before_save=self._streams.collect)]
+
+    def before_train(self) -> None:
+        super().before_train()
+        if self._streams.go_on() and self.cfg.TEST.EVAL_PERIOD > 0:
+            self._evaluate_step_before()
+
+    def _evaluate_step_before(self) -> None:
+        """The run was killed between a checkpoint and the evaluation of the same step."""
+        (hook,) = [hook for hook in self._hooks if isinstance(hook, EvalHook)]
+        self.iter = self.storage.iter = self.start_iter - 1
+        hook.after_step()
+        self.iter = self.storage.iter = self.start_iter
 
     def run_step(self) -> None:
         with explain_nonfinite(unwrap(self.model), self.iter, self.cfg.OUTPUT_DIR):
