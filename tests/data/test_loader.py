@@ -41,6 +41,7 @@ def images(tmp_path_factory):
 def _cfg(workers, *opts):
     cfg = get_cfg()
     add_d2kd_config(cfg)
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.8  # Detectron2 reads it, but declares no default
     opts = ["DATASETS.TRAIN", (NAME,), "DATALOADER.NUM_WORKERS", workers, *opts]
     opts += ["SOLVER.IMS_PER_BATCH", 2, "INPUT.MIN_SIZE_TRAIN", (16, 20, 24, 28)]
     opts += ["DATALOADER.REPEAT_THRESHOLD", 0.5]
@@ -66,9 +67,7 @@ VARIANTS = [
     (workers, grouped, "TrainingSampler")
     for workers, grouped in [(0, False), (0, True), (1, True), (2, False), (3, True)]
 ]
-VARIANTS += [(2, True, "RepeatFactorTrainingSampler")]
-if "RANDOM_SUBSET_RATIO" in get_cfg().DATALOADER:  # release 0.6 has the sampler, but no key for it
-    VARIANTS += [(0, True, "RandomSubsetTrainingSampler")]
+VARIANTS += [(2, True, "RepeatFactorTrainingSampler"), (0, True, "RandomSubsetTrainingSampler")]
 
 
 @pytest.mark.parametrize("workers, grouped, sampler", VARIANTS)
