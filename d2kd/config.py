@@ -36,6 +36,10 @@ def add_d2kd_config(cfg: CN) -> None:
     # Whose proposals a two-stage student is trained on: "student", or "union" with the teacher's
     # (TAR lets them "interflow"; which ones is a choice).
     cfg.DISTILL.PROPOSALS = "student"
+    # Several processes: True divides the distillation losses by the mean over processes of their
+    # positives, mask sums and weights, which gives the joined batch's gradients; False by each
+    # process's own, as FRS's released code and most detection losses do (docs/processes.md).
+    cfg.DISTILL.REDUCE_NORMALIZERS = False
     _add_network_keys(cfg.DISTILL)
     _add_schedule_keys(cfg.DISTILL)
     _add_loss_keys(cfg.DISTILL)
@@ -48,6 +52,12 @@ def _add_network_keys(node: CN) -> None:
     node.TEACHER.CONFIG_FILE = ""
     # A path, URL or detectron2:// address; "" is the model zoo's checkpoint of CONFIG_FILE.
     node.TEACHER.WEIGHTS = ""
+    # How the teacher's maps lie in memory: "channels_first", "channels_last", or "auto", the latter
+    # on a CPU, where it takes 0.8 of the time. Values change by rounding alone.
+    node.TEACHER.LAYOUT = "auto"
+    # Run the teacher's backbone through torch.compile: on a CPU half of the time, for a start that
+    # takes a minute and again one for other image sizes; needs a C++ compiler there.
+    node.TEACHER.COMPILE = False
     node.STUDENT = CN()
     # Module prefixes ("backbone.fpn", "proposal_generator", "roi_heads") whose teacher weights the
     # student starts from wherever names and shapes agree. Also works with ENABLED False, so that a

@@ -17,11 +17,11 @@ from .masks import (
     MASK_REGISTRY,
     MaskInput,
     gaussian,
-    masked_mean,
     register_mask,
     richness,
     uniform,
 )
+from .reduce import masked_means
 from .ssim import ssim
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "absolute",
     "channel_kl",
     "gaussian",
-    "masked_mean",
+    "masked_means",
     "pearson",
     "register_distance",
     "register_mask",

@@ -5,14 +5,15 @@ Shape shorthand in this file:
     K: foreground classes; A: anchors per location; H, W: height and width of a level
 """
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..structures import DistillStep
 from .common import bind, check_same_size, full_precision, no_autocast
-from .masks import MASK_REGISTRY, masked_mean
+from .masks import MASK_REGISTRY
+from .reduce import masked_means, normalizer
 
 __all__ = ["ClassificationLoss", "binary_soft_loss", "categorical_soft_loss"]
 
@@ -75,6 +76,7 @@ class ClassificationLoss(nn.Module):
         distance: str,
         temperature: float,
         mask_args: Optional[Dict[str, Any]] = None,
+        reduce: bool = False,
     ):
         """
         Args:
@@ -83,6 +85,7 @@ class ClassificationLoss(nn.Module):
             distance: "cross_entropy" or "kl"; they differ by a constant, the teacher's entropy.
             temperature: 1 in both papers.
             mask_args: the mask's parameters.
+            reduce: the number of positives, or the masks' sums, are means over all processes.
 
         Raises:
             KeyError: if the mask is not registered.
@@ -94,6 +97,7 @@ class ClassificationLoss(nn.Module):
         self.weight = weight
         self.entropy = distance == "cross_entropy"
         self.temperature = temperature
+        self.reduce = reduce
         self.mask = None
         # Of the latest step, detached, for messages: which level a bad loss comes from.
         self.by_level: Dict[str, Tensor] = {}
@@ -113,7 +117,10 @@ class ClassificationLoss(nn.Module):
         if self.mask is None:
             loss = self._positives(step)
         else:
-            losses = {level: self._level(level, step) for level in step.student.dense_logits}
+            costs, masks = {}, {}
+            for level in step.student.dense_logits:
+                costs[level], masks[level] = self._level(level, step)
+            losses = masked_means(costs, masks, self.min_total, self.reduce)
             self.by_level = {level: loss.detach() for level, loss in losses.items()}
             loss = sum(losses.values())
         return self.weight * self.temperature**2 * loss
@@ -125,15 +132,16 @@ class ClassificationLoss(nn.Module):
             teacher = full_precision(step.teacher.logits) / self.temperature
             binary = step.activation == "sigmoid"
             soft_loss = binary_soft_loss if binary else categorical_soft_loss
-            return soft_loss(student, teacher, entropy=self.entropy).sum() / max(len(student), 1)
+            losses = soft_loss(student, teacher, entropy=self.entropy)
+            count = losses.new_full((), len(student))
+            return losses.sum() / normalizer(count, 1, self.reduce)
 
-    def _level(self, level: str, step: DistillStep) -> Tensor:
-        """Mean over the locations of one level under the mask."""
+    def _level(self, level: str, step: DistillStep) -> Tuple[Tensor, Tensor]:
+        """Cost and mask of one level's locations, (N, H, W) each."""
         student, teacher = step.student.dense_logits[level], step.teacher.dense_logits[level]
         check_same_size(student, teacher, level, slice(None))
         with no_autocast(student):
             student = full_precision(student) / self.temperature
             teacher = full_precision(teacher) / self.temperature
             cost = binary_soft_loss(student, teacher, entropy=self.entropy).sum(dim=1)
-            mask = self.mask(step.mask_input(level, student.shape))
-            return masked_mean(cost, mask, self.min_total)
+            return cost, self.mask(step.mask_input(level, student.shape))

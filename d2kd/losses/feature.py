@@ -4,14 +4,15 @@ Shape shorthand in this file:
     N: images in the batch; C, H, W: channels, height and width of a feature level
 """
 
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 from torch import Tensor, nn
 
 from ..structures import DistillStep
 from .common import bind, check_same_size, full_precision, no_autocast
 from .distances import DISTANCE_REGISTRY
-from .masks import MASK_REGISTRY, masked_mean
+from .masks import MASK_REGISTRY
+from .reduce import masked_means
 
 __all__ = ["FeatureLoss"]
 
@@ -35,6 +36,7 @@ class FeatureLoss(nn.Module):
         distance_args: Dict[str, Any],
         channels: str,
         adapters: nn.ModuleDict,
+        reduce: bool = False,
     ):
         """
         Args:
@@ -44,6 +46,7 @@ class FeatureLoss(nn.Module):
             channels: "mean" makes the weight independent of the width C; "sum" as FRS publishes.
             adapters: level name -> module from the student's to the teacher's channels (phi).
                 Its keys are the levels that are distilled.
+            reduce: the masks' sums are means over all processes, not each its own.
 
         Raises:
             KeyError: if the mask or the distance is not registered.
@@ -60,6 +63,7 @@ class FeatureLoss(nn.Module):
         self.adapters = adapters
         self.mask = bind(mask_function, mask_args)
         self.min_total = mask_function.min_total
+        self.reduce = reduce
         self.distance = bind(DISTANCE_REGISTRY.get(distance), distance_args)
         self.requires = frozenset({"features"}) | mask_function.requires
         # Of the latest step, detached, for messages: which level a bad loss comes from.
@@ -71,18 +75,21 @@ class FeatureLoss(nn.Module):
         Raises:
             ValueError: if a level's sizes differ between student and teacher.
         """
-        losses = {level: self._level(level, step) for level in self.adapters}
+        costs, masks = {}, {}
+        for level in self.adapters:
+            costs[level], masks[level] = self._level(level, step)
+        losses = masked_means(costs, masks, self.min_total, self.reduce)
         self.by_level = {level: loss.detach() for level, loss in losses.items()}
         return self.weight * sum(losses.values())
 
-    def _level(self, level: str, step: DistillStep) -> Tensor:
-        """The loss of one level. The adapter is a layer of the network: autocast may cast it."""
+    def _level(self, level: str, step: DistillStep) -> Tuple[Tensor, Tensor]:
+        """Cost and mask of one level, (N, H, W) each. The adapter is a layer of the network: autocast may cast it."""
         student = self.adapters[level](step.student.features[level])
-        teacher = step.teacher.features[level]
+        # A teacher may compute channels last; mixed layouts would make the distance slow.
+        teacher = step.teacher.features[level].contiguous()
         check_same_size(student, teacher, level, slice(None))
         with no_autocast(student):
             cost = self.distance(full_precision(student), full_precision(teacher))
             if self.sum_channels:
                 cost = cost * student.shape[1]
-            mask = self.mask(step.mask_input(level, student.shape))
-            return masked_mean(cost, mask, self.min_total)
+            return cost, self.mask(step.mask_input(level, student.shape))

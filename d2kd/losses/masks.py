@@ -20,7 +20,6 @@ __all__ = [
     "MASK_REGISTRY",
     "MaskInput",
     "gaussian",
-    "masked_mean",
     "register_mask",
     "richness",
     "uniform",
@@ -60,7 +59,7 @@ def register_mask(
 
     Args:
         requires: fields of the teacher's outputs that the mask reads, e.g. {"dense_logits"}.
-        min_total: smallest normaliser of :func:`masked_mean`, in cells.
+        min_total: smallest normaliser of :func:`d2kd.losses.masked_means`, in cells.
     """
 
     def register(mask: Callable) -> Callable:
@@ -70,20 +69,6 @@ def register_mask(
         return mask
 
     return register
-
-
-def masked_mean(cost: Tensor, mask: Tensor, min_total: float = 1.0) -> Tensor:
-    """Mean of ``cost`` over the batch's cells, weighted by ``mask``.
-
-    Args:
-        cost: (N, H, W).
-        mask: (N, H, W), not negative.
-        min_total: smallest normaliser, so that an empty mask gives 0 and not 0 / 0.
-
-    Returns:
-        A scalar, attached to ``cost`` even where the mask is empty.
-    """
-    return (mask * cost).sum() / mask.sum().clamp(min=min_total)
 
 
 @register_mask()

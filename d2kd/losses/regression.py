@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..structures import DistillStep
 from .common import full_precision, no_autocast
+from .reduce import normalizer
 
 __all__ = ["RegressionLoss", "accepted_regions", "edge_distribution_kl"]
 
@@ -73,13 +74,16 @@ class RegressionLoss(nn.Module):
 
     name = "reg"
 
-    def __init__(self, *, weight: float, gate: str, distance: str, temperature: float):
+    def __init__(
+        self, *, weight: float, gate: str, distance: str, temperature: float, reduce: bool = False
+    ):
         """
         Args:
             weight: factor of the whole loss.
             gate: "student", "proposal" or "none", see :func:`accepted_regions`.
             distance: "box_loss", or "distribution_kl" for detectors with box-edge bins (GFL).
             temperature: of distribution_kl; LD's is 10. box_loss has none.
+            reduce: R, or the sum of the weights, is the mean over all processes.
 
         Raises:
             ValueError: for an unknown gate or distance.
@@ -93,6 +97,7 @@ class RegressionLoss(nn.Module):
         self.gate = gate
         self.distance = distance
         self.temperature = temperature
+        self.reduce = reduce
         requires = {"box_bins"} if distance == "distribution_kl" else {"deltas"}
         self.requires = frozenset(requires if gate == "none" else requires | {"deltas"})
 
@@ -107,7 +112,8 @@ class RegressionLoss(nn.Module):
         losses = step.box_coder.loss(
             full_precision(student), full_precision(teacher), full_precision(step.regions)
         )
-        return (accepted_regions(step, self.gate) * losses).sum() / max(len(losses), 1)
+        count = normalizer(losses.new_full((), len(losses)), 1, self.reduce)
+        return (accepted_regions(step, self.gate) * losses).sum() / count
 
     def _distribution_kl(self, step: DistillStep) -> Tensor:
         student, teacher = step.student.box_bins, step.teacher.box_bins
@@ -122,4 +128,5 @@ class RegressionLoss(nn.Module):
         # Detectors with box-edge bins have sigmoid heads, without a background channel.
         weights = full_precision(step.student.logits.detach()).sigmoid().amax(dim=1)
         accepted = accepted_regions(step, self.gate)
-        return (accepted * weights * losses).sum() / weights.sum().clamp(min=1e-12)
+        total = normalizer(weights.sum(), 1e-12, self.reduce)
+        return (accepted * weights * losses).sum() / total

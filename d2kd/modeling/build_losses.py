@@ -32,6 +32,7 @@ def _build_feature(cfg: CfgNode, student: nn.Module, teacher: nn.Module) -> nn.M
         distance_args=_parameters(cfg.DISTILL.DISTANCES, node.DISTANCE),
         channels=node.CHANNELS,
         adapters=build_adapters(node.ADAPTER, levels, shapes, teacher.backbone.output_shape()),
+        reduce=cfg.DISTILL.REDUCE_NORMALIZERS,
     )
     if "dense_logits" in loss.requires:
         check_dense_levels(cfg, levels)
@@ -46,13 +47,18 @@ def _build_classification(cfg: CfgNode, student: nn.Module, teacher: nn.Module) 
         mask_args=_parameters(cfg.DISTILL.MASKS, node.WHERE),
         distance=node.DISTANCE,
         temperature=node.TEMPERATURE,
+        reduce=cfg.DISTILL.REDUCE_NORMALIZERS,
     )
 
 
 def _build_regression(cfg: CfgNode, student: nn.Module, teacher: nn.Module) -> nn.Module:
     node = cfg.DISTILL.REG
     return RegressionLoss(
-        weight=node.WEIGHT, gate=node.GATE, distance=node.DISTANCE, temperature=node.TEMPERATURE
+        weight=node.WEIGHT,
+        gate=node.GATE,
+        distance=node.DISTANCE,
+        temperature=node.TEMPERATURE,
+        reduce=cfg.DISTILL.REDUCE_NORMALIZERS,
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from d2kd.losses import MASK_REGISTRY, gaussian, masked_mean, register_mask, richness, uniform
+from d2kd.losses import MASK_REGISTRY, gaussian, register_mask, richness, uniform
 
 
 def gaussian_by_loops(inputs, sigma2=2.0):
@@ -142,26 +142,6 @@ def test_richness_is_float32_for_half_precision_logits(mask_input):
     mask = richness(mask_input([], [], size=(2, 3, 5), logits=logits))
     assert mask.dtype == torch.float32
     torch.testing.assert_close(mask, logits.float().amax(dim=1).sigmoid())
-
-
-def test_masked_mean_is_a_weighted_mean_over_the_batch():
-    cost, mask = torch.randn(2, 3, 4, dtype=torch.float64), torch.rand(2, 3, 4).double() + 1
-    expected = np.average(cost.numpy(), weights=mask.numpy())
-    assert masked_mean(cost, mask).item() == pytest.approx(expected, abs=1e-12)
-
-
-def test_masked_mean_of_a_small_mask_is_divided_by_min_total():
-    cost, mask = torch.full((1, 1, 2), 3.0), torch.tensor([[[0.1, 0.1]]])
-    assert masked_mean(cost, mask).item() == pytest.approx(0.6)
-    assert masked_mean(cost, mask, min_total=1e-12).item() == pytest.approx(3.0)
-
-
-def test_masked_mean_of_an_empty_mask_is_zero_and_attached():
-    cost = torch.randn(1, 2, 2, requires_grad=True)
-    loss = masked_mean(cost, torch.zeros(1, 2, 2))
-    loss.backward()
-    assert loss.item() == 0
-    assert (cost.grad == 0).all()
 
 
 def test_register_mask_keeps_what_the_losses_read(monkeypatch):
