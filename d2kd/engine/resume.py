@@ -77,6 +77,14 @@ class Streams:
             self.student.loss_normalizer = mine["normalizer"]
         self._loaded = mine if rank < len(processes) else None
 
+    def warn_if_absent(self) -> None:
+        """After a checkpoint was loaded that may be of stock Detectron2, or of an older d2kd."""
+        if self._loaded is None:
+            logger.warning(
+                "The checkpoint has no record of this process: its data order and random numbers "
+                "begin anew"
+            )
+
     def go_on(self) -> bool:
         """To be called last before the first step.
 

@@ -172,6 +172,8 @@ class DistillTrainer(DefaultTrainer):
         if self.cfg.MODEL.WEIGHTS and not resumed:
             find_weights(self.cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
         super().resume_or_load(resume=resume)
+        if resumed:
+            self._streams.warn_if_absent()
         prefixes = self.cfg.DISTILL.STUDENT.INHERIT
         if prefixes and not resumed:
             inherit(self.checkpointer.model, self._get_teacher(), prefixes)
