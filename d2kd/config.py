@@ -10,6 +10,7 @@ __all__ = ["LOSS_NAMES", "add_d2kd_config", "plain_config"]
 
 LOSS_NAMES = ("feature", "cls", "reg")
 PROPOSALS = ("student", "union")
+LAYOUTS = ("auto", "channels_first", "channels_last")
 
 
 def add_d2kd_config(cfg: CN) -> None:

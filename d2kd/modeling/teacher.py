@@ -4,7 +4,7 @@ Shape shorthand in this file:
     N: images; C, H, W: channels, height and width of a feature level
 """
 
-from typing import Dict, List, Optional
+from typing import Callable, Dict, List, Optional
 
 import torch
 from detectron2.structures import ImageList
@@ -35,11 +35,31 @@ class FrozenTeacher(nn.Module):
         self.swap_channels = swap_channels
         self.identity = identity or {}
         self._shares_images = False
+        self._channels_last = False
+        self._compiled: Optional[Callable[[Tensor], Dict[str, Tensor]]] = None
         self.train(False)
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
         """Stay in eval mode: ``train()`` of the module around this one must not reach the teacher."""
         return super().train(False)
+
+    def arrange(self, layout: str, compiled: bool = False) -> "FrozenTeacher":
+        """Choose how the same is computed: values change by rounding alone.
+
+        Args:
+            layout: DISTILL.TEACHER.LAYOUT; "auto" is channels_last on a CPU, whose convolutions
+                otherwise copy their inputs into it and their outputs back.
+            compiled: run the backbone through torch.compile, with its weights as constants.
+        """
+        on_cpu = self.model.device.type == "cpu"
+        self._channels_last = layout == "channels_last" or (layout == "auto" and on_cpu)
+        if self._channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if compiled:
+            # The method and not the module, which would be a second name of the same weights.
+            run = self.model.backbone.forward
+            self._compiled = torch.compile(run, options={"freezing": True})
+        return self
 
     def share_images_with(self, student: nn.Module) -> None:
         """Take the student's prepared images from now on, if preparing them again changes nothing."""
@@ -70,9 +90,11 @@ class FrozenTeacher(nn.Module):
         Returns:
             dict: level name -> (N, C, H, W).
         """
-        if prepared is not None and self._shares_images:
-            return self.model.backbone(prepared.tensor)
-        if self.swap_channels:
-            batch = [{"image": x["image"].flip(0)} for x in batch]
-        images = self.model.preprocess_image(batch)
-        return self.model.backbone(images.tensor)
+        images = prepared
+        if prepared is None or not self._shares_images:
+            if self.swap_channels:
+                batch = [{"image": x["image"].flip(0)} for x in batch]
+            images = self.model.preprocess_image(batch)
+        layout = torch.channels_last if self._channels_last else torch.contiguous_format
+        backbone = self._compiled or self.model.backbone
+        return backbone(images.tensor.contiguous(memory_format=layout))

@@ -107,6 +107,7 @@ def test_options(options, words):
         ("DISTILL.FEATURE.CHANNELS", "all", "['mean', 'sum']"),
         ("DISTILL.CLS.WHERE", "positive", "Did you mean 'positives'?"),
         ("DISTILL.DISTANCES.SSIM.SIGMA", 0.0, "a number above 0"),
+        ("DISTILL.TEACHER.LAYOUT", "channel_last", "Did you mean 'channels_last'?"),
     ],
 )
 def test_values_out_of_range(key, value, words):

@@ -3,7 +3,16 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
-from helpers import build_pair, distill_cfg, make_batch, plain_cfg, run, spread, write_teacher
+from helpers import (
+    build_distiller,
+    build_pair,
+    distill_cfg,
+    make_batch,
+    plain_cfg,
+    run,
+    spread,
+    write_teacher,
+)
 
 from d2kd.modeling import FrozenTeacher
 from d2kd.modeling.build import build_teacher, read_teacher_config
@@ -89,3 +98,38 @@ def test_features_have_no_gradient_and_leave_buffers():
     features = teacher.train().features(make_batch())
     assert not any(x.requires_grad for x in features.values())
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("layout", ["auto", "channels_first", "channels_last"])
+@pytest.mark.parametrize("losses", [["feature"], ["feature", "cls", "reg"]])
+def test_the_layout_changes_values_by_rounding_alone(tmp_path, layout, losses):
+    opts = ["DISTILL.LOSSES", losses, "DISTILL.TEACHER.LAYOUT"]
+    cfg = distill_cfg(write_teacher(tmp_path), *opts, layout)
+    first = build_distiller(distill_cfg(write_teacher(tmp_path), *opts, "channels_first"))
+    model = build_distiller(cfg)
+    model.load_state_dict(first.state_dict())
+    # Of the second batch, the teacher prepares the images itself.
+    for batch in (make_batch(), make_batch(seed=4)):
+        found, expected = (run(m, batch) for m in (model, first))
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            assert torch.isclose(found[name], value, rtol=1e-4), name
+        model.teacher._shares_images = first.teacher._shares_images = False
+    largest = model.teacher.features(make_batch())["p2"]
+    last = largest.is_contiguous(memory_format=torch.channels_last)
+    assert last == (layout != "channels_first")
+
+
+def test_compiled_is_the_backbone_alone_with_its_weights_as_constants(monkeypatch):
+    _, _, teacher = build_pair()
+    expected, keys, calls = teacher.features(make_batch()), list(teacher.state_dict()), []
+
+    def compile_(function, options):
+        assert function == teacher.model.backbone.forward and options == {"freezing": True}
+        return lambda x: calls.append(x.shape) or {k: 2 * v for k, v in function(x).items()}
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    teacher.arrange("channels_first", compiled=True)
+    found = teacher.features(make_batch())
+    assert len(calls) == 1 and all(torch.equal(found[k], 2 * v) for k, v in expected.items())
+    assert list(teacher.state_dict()) == keys
