@@ -117,10 +117,13 @@ def _tables(rows: List[Row]) -> Dict[Tuple, List[Row]]:
     return tables
 
 
+_DETECTORS = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet", "fcos": "FCOS", "gfl": "GFL"}
+
+
 def _title(table: Tuple) -> str:
     detector, inherit, iterations = table
     start = "students start from teacher parts" if inherit else "students start from scratch"
-    return f"{detector}, {iterations} iterations, {start}"
+    return f"{_DETECTORS[detector]}, {iterations} iterations, {start}"
 
 
 def _baseline(rows: List[Row], iterations: int) -> Optional[Row]:
