@@ -81,8 +81,7 @@ def _build_task(
     if part == "student":
         return train_step(cfg, build_stock(cfg), batches)
     if part == "distilled":
-        pair = build_pair(cfg, random)
-        pair.stock = None
+        pair = build_pair(cfg, random, apart=False)
         return train_step(cfg, pair.distiller(list(pair.losses)), batches)
     model = build_any_teacher(cfg, random)[0].model
     # As many regions as a student's sampler makes positive at most, roughly.

@@ -1,9 +1,10 @@
 """What the benchmark measures: a student, its teacher and batches, from a config."""
 
+import copy
 import os
 from dataclasses import dataclass
 from itertools import islice
-from typing import FrozenSet, List, Sequence, Tuple
+from typing import FrozenSet, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -42,13 +43,16 @@ class Pair:
 
     Attributes:
         stock: Detectron2's own model of the student's config; its tensors are the student's.
+        teacher: as Detectron2 builds it, in its own layout: of the floor.
+        arranged: the same as the config's keys have it, e.g. channels last: of the distilled step.
         random: whose weights are random; any of "student", "teacher".
     """
 
     cfg: CfgNode
-    stock: nn.Module
+    stock: Optional[nn.Module]
     student: nn.Module
     teacher: FrozenTeacher
+    arranged: FrozenTeacher
     losses: nn.ModuleDict
     random: List[str]
 
@@ -56,7 +60,7 @@ class Pair:
         """What training under these losses alone would build, on the shared networks."""
         model = Distiller(
             student=self.student,
-            teacher=self.teacher,
+            teacher=self.arranged,
             distill_losses=nn.ModuleDict({name: self.losses[name] for name in names}),
             observe=get_observer(self.cfg.MODEL.META_ARCHITECTURE),
             proposals=self.cfg.DISTILL.PROPOSALS,
@@ -105,12 +109,13 @@ def build_any_teacher(cfg: CfgNode, random_weights: bool = False) -> Tuple[Froze
     return FrozenTeacher(_tame(build_model(teacher_cfg)), swap_channels=swap), True
 
 
-def build_pair(cfg: CfgNode, random_weights: bool = False) -> Pair:
+def build_pair(cfg: CfgNode, random_weights: bool = False, apart: bool = True) -> Pair:
     """Both detectors and the losses; weights that are not on this machine are random instead.
 
     Args:
         cfg: from ``read_config``.
         random_weights: also where the files are there.
+        apart: with what the floor needs, a stock student and a teacher of its own.
     """
     torch.manual_seed(1)
     random, student = [], _tame(build_student(cfg).train())
@@ -120,12 +125,15 @@ def build_pair(cfg: CfgNode, random_weights: bool = False) -> Pair:
         DetectionCheckpointer(student).load(cfg.MODEL.WEIGHTS, checkpointables=[])
     teacher, drawn = build_any_teacher(cfg, random_weights)
     random += ["teacher"] if drawn else []
+    arranged = copy.deepcopy(teacher) if apart else teacher
+    arranged.arrange(cfg.DISTILL.TEACHER.LAYOUT, cfg.DISTILL.TEACHER.COMPILE)
     losses = build_distill_losses(cfg, student, teacher.model).to(cfg.MODEL.DEVICE)
     requires = frozenset().union(*(loss.requires for loss in losses.values()))
     check_pair(cfg, read_teacher_config(cfg), requires)
-    stock = build_stock(cfg)
-    stock.load_state_dict(student.state_dict(keep_vars=True), assign=True)
-    return Pair(cfg, stock, student, teacher, losses, random)
+    stock = build_stock(cfg) if apart else None
+    if stock:
+        stock.load_state_dict(student.state_dict(keep_vars=True), assign=True)
+    return Pair(cfg, stock, student, teacher, arranged, losses, random)
 
 
 def _tame(model: nn.Module) -> nn.Module:

@@ -44,7 +44,7 @@ class Recorded:
 def record(pair: Pair, batches: List[List[dict]]) -> List[Recorded]:
     """Run every batch once under all losses and keep what the losses were given."""
     model, seen, found = pair.distiller(list(pair.losses)), [], []
-    heads = getattr(pair.teacher.model, "roi_heads", None)
+    heads = getattr(pair.arranged.model, "roi_heads", None)
     hook = heads and heads.box_pooler.register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[1])
     )

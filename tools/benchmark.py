@@ -4,7 +4,8 @@
     python tools/benchmark.py --config-file configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml --json out.json
 
 The floor of a distilled step is a plain student step plus the teacher's forward, without gradients,
-of exactly the parts that the losses read. BENCHMARK.md holds results and says how they are measured.
+of exactly the parts that the losses read, as Detectron2 builds it. BENCHMARK.md holds results and
+says how they are measured.
 """
 
 import json

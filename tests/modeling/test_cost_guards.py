@@ -109,7 +109,7 @@ def _parts(model, detector):
 @pytest.mark.parametrize("detector, preset", CASES)
 def test_calls_and_rows(build, detector, preset):
     pair, batch = build(detector, preset)
-    model, teacher = pair.distiller(list(pair.losses)), pair.teacher.model
+    model, teacher = pair.distiller(list(pair.losses)), pair.arranged.model
     ours = count_calls(pair.student.backbone, *_parts(pair.student, detector))
     theirs = count_calls(teacher.backbone, *_parts(teacher, detector))
     _, step = _observed(model, batch)
