@@ -1,30 +1,30 @@
 """Two processes: every parameter is in every step, also at factor 0 and without ground truth."""
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.engine import SimpleTrainer
 from detectron2.solver import build_optimizer
 from helpers import count_calls, distill_cfg, make_batch
-from torch.nn.parallel import DistributedDataParallel
+from many import fast_start, free_address
 
 from d2kd.engine import build_distill_hooks
+from d2kd.engine.children import run_children
+from d2kd.engine.group import Group, data_parallel, join_group
 from d2kd.modeling import Distiller
 
 ITERATIONS = 4
 FULL, EMPTY = ([[8, 12, 50, 60]], [[4, 4, 40, 30]]), ([], [])
 
 
-def _train(rank, folder, teacher_files):
+def _train(rank, group, folder, teacher_files):
     """What one process does: rank 1 never sees a box at the even iterations, rank 0 at 3."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    join_group(group, rank)
     # From the second iteration on the factor is 0.
     steps = ["DISTILL.SCHEDULE.NAME", "step", "DISTILL.SCHEDULE.STEPS", (0.25,)]
     cfg = distill_cfg(teacher_files, *steps, "DISTILL.SCHEDULE.GAMMA", 0.0)
     torch.manual_seed(rank)  # DDP gives rank 1 the weights of rank 0
     distiller = Distiller(cfg)
-    model = DistributedDataParallel(distiller, broadcast_buffers=False)
+    model = data_parallel(distiller)
     empty = [(False, True), (False, False), (False, True), (True, False)]
     batches = [make_batch(EMPTY if e[rank] else FULL, seed=i) for i, e in enumerate(empty)]
     trainer = SimpleTrainer(model, batches, build_optimizer(cfg, distiller))
@@ -37,11 +37,12 @@ def _train(rank, folder, teacher_files):
     record = {"start": start, "end": dict(distiller.named_parameters()), "names": names}
     record["teacher_runs"] = len(teacher_runs)
     torch.save({**record, "weights": weights}, f"{folder}/rank{rank}.pth")
-    dist.destroy_process_group()
 
 
-def test_two_processes_stay_in_step(teacher_files, tmp_path):
-    mp.spawn(_train, args=(str(tmp_path), teacher_files), nprocs=2)
+def test_two_processes_stay_in_step(monkeypatch, teacher_files, tmp_path):
+    fast_start(monkeypatch)
+    group = Group("cpu", 2, address=free_address())
+    run_children(_train, {str(rank): (rank, group, tmp_path, teacher_files) for rank in (0, 1)})
     first, second = (torch.load(tmp_path / f"rank{i}.pth", weights_only=False) for i in (0, 1))
     assert first["weights"] == second["weights"] == [1.0, 0.0, 0.0, 0.0]
     assert first["teacher_runs"] == second["teacher_runs"] == 1, "nobody reads it at factor 0"
