@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,10 @@ def _train(folder, files, opts):
         trainer = DistillTrainer(distill_cfg(files, "OUTPUT_DIR", str(folder / "out"), *opts))
         trainer.resume_or_load(resume=False)
         trainer.register_hooks([_Press()])
+        save = trainer.checkpointer.save
+        # The other process must not leave meanwhile: that would end this one.
+        if comm.is_main_process():
+            trainer.checkpointer.save = lambda *a, **kw: (time.sleep(1.5), save(*a, **kw))
         try:
             trainer.train()
         finally:
@@ -216,6 +221,7 @@ def test_ctrl_c_in_one_ends_all_at_one_step_and_one_checkpoint_resumes_in_one_pr
     monkeypatch, tmp_path, teacher_files, no_train_set
 ):
     fast_start(monkeypatch)
+    monkeypatch.setattr("d2kd.engine.children.GRACE", 0.7)
     opts = ["SOLVER.MAX_ITER", 6]
     cfg = distill_cfg(teacher_files)
     with pytest.raises(SystemExit) as ended:
