@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test clean
+.PHONY: demo test test-slow clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -13,6 +13,10 @@ demo: $(STAMP)
 # One thread: on the tests' tiny networks more of them only wait for each other.
 test: $(STAMP)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --durations=10
+
+# A training that is killed over and over; what it prints are its lives.
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m slow -rP
 
 # What training wrote under output/ stays, apart from the demo's.
 clean:
