@@ -27,6 +27,9 @@ def add_d2kd_config(cfg: CN) -> None:
     cfg.DATALOADER.BAD_IMAGES = "stop"
     # "SGD" as Detectron2 builds it, or "ADAMW" with the same parameter groups.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Batches of IMS_PER_BATCH images whose gradients are averaged for one step of the optimizer, an
+    # iteration. BASE_LR is not changed by it: set it as for IMS_PER_BATCH * ACCUMULATE_STEPS.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
     add_fcos_config(cfg)
     add_gfl_config(cfg)
     cfg.DISTILL = CN()

@@ -23,8 +23,10 @@ def _is_number(value: Any) -> bool:
 Rule = Tuple[Callable[[Any], bool], str]
 POSITIVE: Rule = (lambda x: _is_number(x) and x > 0, "a number above 0")
 NOT_NEGATIVE: Rule = (lambda x: _is_number(x) and x >= 0, "a number, 0 or above")
+AT_LEAST_1: Rule = (lambda x: type(x) is int and x > 0, "a whole number, 1 or above")
 
 _RANGES: Dict[str, Rule] = {
+    "SOLVER.ACCUMULATE_STEPS": AT_LEAST_1,
     "SOLVER.MAX_ITER": POSITIVE,
     "SOLVER.IMS_PER_BATCH": POSITIVE,
     "SOLVER.BASE_LR": POSITIVE,

@@ -51,7 +51,9 @@ def check_objects(records: List[Dict], cfg: CfgNode) -> Finding:
     sets = ", ".join(cfg.DATASETS.TRAIN)
     if not boxes:
         return error("data", f"{sets}: {len(records)} images and not one box to train on")
-    epochs = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / len(records)
+    solver = cfg.SOLVER
+    images = solver.MAX_ITER * solver.ACCUMULATE_STEPS * solver.IMS_PER_BATCH
+    epochs = images / len(records)
     text = f"{sets}: {len(records)} images, {boxes} boxes; {epochs:.1f} epochs in the schedule"
     if epochs < 1:
         return warning("data", text, "part of the data is never seen: raise SOLVER.MAX_ITER")

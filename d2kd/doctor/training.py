@@ -121,8 +121,9 @@ def _duration(seconds: float) -> str:
 
 def check_time(cfg: CfgNode, trial: Trial) -> Finding:
     """Seconds an iteration with and without distillation, and hours for the schedule."""
-    ours = statistics.median(trial.seconds) * trial.shrink
-    plain = statistics.median(trial.plain_seconds) * trial.shrink
+    batches = cfg.SOLVER.ACCUMULATE_STEPS
+    ours = statistics.median(trial.seconds) * trial.shrink * batches
+    plain = statistics.median(trial.plain_seconds) * trial.shrink * batches
     whole = [_duration(x * cfg.SOLVER.MAX_ITER) for x in (ours, plain)]
     text = (
         f"{ours:.2f} s an iteration, {plain:.2f} s without distillation: {whole[0]} and {whole[1]} "
@@ -131,10 +132,10 @@ def check_time(cfg: CfgNode, trial: Trial) -> Finding:
     if trial.shrink > 1:
         text += f" (scaled up from 1/{trial.shrink:g} of a batch)"
     loading, workers = statistics.median(trial.loading), cfg.DATALOADER.NUM_WORKERS
-    if loading / max(workers, 1) > ours:
+    if loading / max(workers, 1) > ours / batches:
         advice = (
             f"loading a batch takes one worker {loading:.2f} s: raise DATALOADER.NUM_WORKERS from "
-            f"{workers} to {math.ceil(loading / ours)}"
+            f"{workers} to {math.ceil(loading * batches / ours)}"
         )
         return warning("time", text, advice)
     return ok("time", text)

@@ -3,12 +3,14 @@
 import math
 import os
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, Optional, Sequence
 
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
+
+from ..modeling.latest import LatestStep
 
 __all__ = ["NonFiniteLossError", "explain_nonfinite", "read_replay"]
 
@@ -18,7 +20,9 @@ class NonFiniteLossError(FloatingPointError):
 
 
 @contextmanager
-def explain_nonfinite(model: nn.Module, iteration: int, folder: str) -> Iterator[None]:
+def explain_nonfinite(
+    model: nn.Module, iteration: int, folder: str, earlier: Sequence[LatestStep] = ()
+) -> Iterator[None]:
     """Say more where Detectron2 finds that the sum of the losses is not finite.
 
     Detectron2 looks at the losses of every step in any case, before the optimizer's step: this
@@ -28,6 +32,8 @@ def explain_nonfinite(model: nn.Module, iteration: int, folder: str) -> Iterator
         model: a Distiller (others are left to Detectron2's message).
         iteration: that is run inside.
         folder: where ``nonfinite_<iteration>.pth`` goes.
+        earlier: filled inside with the batches of an iteration that has several; the first one at
+            fault is reported.
 
     Raises:
         NonFiniteLossError: instead of the FloatingPointError.
@@ -44,29 +50,37 @@ def explain_nonfinite(model: nn.Module, iteration: int, folder: str) -> Iterator
         return
     if failed is None and comm.is_main_process():
         return
-    losses = {name: value.item() for name, value in latest.losses.items()}
-    if failed is None and all(map(math.isfinite, losses.values())):
+    steps = [*earlier, latest] if latest not in earlier else list(earlier)
+    at_fault = [step for step in steps if not _finite(step)]
+    if failed is None and not at_fault:
         return
+    latest = at_fault[0] if at_fault else latest
+    losses = {name: value.item() for name, value in latest.losses.items()}
     path = _replay_path(folder, iteration)
-    saved = _write(path, model, {"iteration": iteration, "losses": losses})
-    raise NonFiniteLossError(_describe(model, iteration, losses, saved, failed)) from failed
+    saved = _write(path, model, latest, {"iteration": iteration, "losses": losses})
+    raise NonFiniteLossError(_describe(latest, iteration, losses, saved, failed)) from failed
+
+
+def _finite(step: LatestStep) -> bool:
+    """False also for a forward that did not come to its losses."""
+    return bool(step.losses) and all(math.isfinite(x.item()) for x in step.losses.values())
 
 
 def _describe(
-    model: nn.Module,
+    latest: LatestStep,
     iteration: int,
     losses: Dict[str, float],
     saved: str,
     failed: Optional[Exception],
 ) -> str:
     bad = {k: v for k, v in losses.items() if not math.isfinite(v)}
-    images = ", ".join(str(x.get("file_name", "?")) for x in model.latest.batch)
+    images = ", ".join(str(x.get("file_name", "?")) for x in latest.batch)
     if not losses:
         what = f"the student's own forward failed: {failed}"
     elif not bad:
         what = "no loss of this process is at fault; another process reports its own"
     else:
-        levels = {f"loss_distill_{k}": v for k, v in model.latest.bad_levels().items() if v}
+        levels = {f"loss_distill_{k}": v for k, v in latest.bad_levels().items() if v}
         what = ", ".join(
             f"{name} is {value}"
             + (f" on level {', '.join(levels[name])}" if name in levels else "")
@@ -99,10 +113,10 @@ def _replay_path(folder: str, iteration: int) -> str:
     return os.path.join(folder, f"nonfinite_{iteration:07d}{rank}.pth")
 
 
-def _write(path: str, model: nn.Module, record: Dict[str, Any]) -> str:
+def _write(path: str, model: nn.Module, latest: LatestStep, record: Dict[str, Any]) -> str:
     """Write the replay file; says where, or why not (a full disk must not hide the loss)."""
-    record["random"] = model.latest.random
-    record["batch"] = [_plain(sample) for sample in model.latest.batch]
+    record["random"] = latest.random
+    record["batch"] = [_plain(sample) for sample in latest.batch]
     record["model"] = model.student.state_dict()
     record["distill_losses"] = model.distill_losses.state_dict()
     try:

@@ -23,6 +23,7 @@ from ..data.loader import build_train_loader
 from ..modeling.build import build_teacher, read_teacher_config
 from ..modeling.checkpoints import find_weights
 from ..modeling.inherit import inherit
+from .accumulate import AccumulatingAMPTrainer, AccumulatingTrainer
 from .allocator import keep_freed_memory
 from .checkpoint import WholeFiles, remove_unfinished
 from .group import data_parallel
@@ -76,8 +77,7 @@ class DistillTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         model = data_parallel(model)
-        trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer(model, loader, optimizer)
+        self._trainer = _build_trainer(cfg, model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
@@ -163,7 +163,8 @@ class DistillTrainer(DefaultTrainer):
         self.iter = self.storage.iter = self.start_iter
 
     def run_step(self) -> None:
-        with explain_nonfinite(unwrap(self.model), self.iter, self.cfg.OUTPUT_DIR):
+        recent = getattr(self._trainer, "recent", ())
+        with explain_nonfinite(unwrap(self.model), self.iter, self.cfg.OUTPUT_DIR, recent):
             super().run_step()
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -192,6 +193,14 @@ class DistillTrainer(DefaultTrainer):
         # A baseline that starts as its distilled twin does: the same weights, the same streams.
         with torch.random.fork_rng(devices=[]):
             return build_teacher(read_teacher_config(self.cfg), self.cfg.INPUT.FORMAT).model
+
+
+def _build_trainer(cfg: CfgNode, model: nn.Module, *parts) -> SimpleTrainer:
+    """Detectron2's own, unless gradients are summed over several batches."""
+    half, steps = cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.ACCUMULATE_STEPS
+    if steps == 1:
+        return (AMPTrainer if half else SimpleTrainer)(model, *parts)
+    return (AccumulatingAMPTrainer if half else AccumulatingTrainer)(model, *parts, steps)
 
 
 def _write_student_config(cfg: CfgNode) -> None:
