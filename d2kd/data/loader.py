@@ -45,6 +45,8 @@ class ResumableLoader:
         self.stream = stream
         self.batch_size = batch_size
         self.grouped = grouped
+        # How many items two batches are.
+        ahead = batch_size if grouped else 1
         # Detectron2 groups what single samples the data workers hand over.
         self._loader = DataLoader(
             stream,
@@ -53,6 +55,8 @@ class ResumableLoader:
             num_workers=num_workers,
             collate_fn=trivial_batch_collator,
             worker_init_fn=worker_init_reset_seed,
+            # PyTorch's two a worker would be two images here, and each step wait for the others.
+            prefetch_factor=max(2, -(-2 * ahead // num_workers)) if num_workers else None,
         )
         self._layout = {
             "images": len(stream.dataset),
