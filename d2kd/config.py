@@ -10,6 +10,7 @@ __all__ = ["LOSS_NAMES", "add_d2kd_config", "plain_config"]
 
 LOSS_NAMES = ("feature", "cls", "reg")
 PROPOSALS = ("student", "union")
+PRECISIONS = ("student", "float32", "bfloat16", "float16")
 LAYOUTS = ("auto", "channels_first", "channels_last")
 
 
@@ -56,6 +57,9 @@ def _add_network_keys(node: CN) -> None:
     node.TEACHER.CONFIG_FILE = ""
     # A path, URL or detectron2:// address; "" is the model zoo's checkpoint of CONFIG_FILE.
     node.TEACHER.WEIGHTS = ""
+    # What the teacher computes in: "student": what the student does, half under SOLVER.AMP;
+    # "float32"; "bfloat16" or "float16", from which losses get float32 (docs/precision.md).
+    node.TEACHER.PRECISION = "student"
     # How the teacher's maps lie in memory: "channels_first", "channels_last", or "auto", the latter
     # on a CPU, where it takes 0.8 of the time. Values change by rounding alone.
     node.TEACHER.LAYOUT = "auto"

@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from detectron2.config import CfgNode
 
-from .config import LAYOUTS, PROPOSALS
+from .config import LAYOUTS, PRECISIONS, PROPOSALS
 from .config_io import ConfigError, get
 from .data.mapper import BAD_IMAGES
 from .data.records import did_you_mean
@@ -61,6 +61,7 @@ def _distill_choices() -> Dict[str, Sequence[str]]:
         "DISTILL.CLS.WHERE": ["positives", *masks],
         "DISTILL.PROPOSALS": PROPOSALS,
         "DISTILL.TEACHER.LAYOUT": LAYOUTS,
+        "DISTILL.TEACHER.PRECISION": PRECISIONS,
         "DISTILL.MASKS.GAUSSIAN.LEVELS": ("all", "own"),
     }
 

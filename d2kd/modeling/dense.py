@@ -130,13 +130,14 @@ def _observe_teacher(
         # Then the teacher may be of any family.
         return DetectorOutputs(features=features)
     head, levels = teacher.model.head, teacher.model.head_in_features
+    maps = [features[name] for name in levels]
     if requires & {"dense_logits", "logits"}:
-        logits = class_logits(head, [features[name] for name in levels])
+        logits = teacher.call(class_logits, head, maps)
         outputs["dense_logits"] = dict(zip(levels, logits))
         if "logits" in requires:
             outputs["logits"] = _gather(positives, logits)
     if requires & {"deltas", "box_bins"}:
-        boxes = box_maps(head, [features[name] for name in levels])
+        boxes = teacher.call(box_maps, head, maps)
         outputs.update(_box_outputs(_gather(positives, boxes)))
     return DetectorOutputs(features=features, **outputs)
 

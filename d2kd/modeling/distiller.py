@@ -73,7 +73,8 @@ class Distiller(nn.Module):
         # drawn on the CPU; forking a GPU's stream would open every GPU in every process.
         with torch.random.fork_rng(devices=[]):
             teacher = build_teacher(teacher_cfg, cfg.INPUT.FORMAT)
-            teacher.arrange(cfg.DISTILL.TEACHER.LAYOUT, cfg.DISTILL.TEACHER.COMPILE)
+            node = cfg.DISTILL.TEACHER
+            teacher.arrange(node.LAYOUT, node.COMPILE, node.PRECISION)
             losses = build_distill_losses(cfg, student, teacher.model)
         requires = frozenset().union(*(loss.requires for loss in losses.values()))
         check_pair(cfg, teacher_cfg, requires)

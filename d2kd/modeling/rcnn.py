@@ -99,10 +99,12 @@ def _run_teacher_rpn(
     level_features = [features[f] for f in rpn.in_features]
     if want.proposals != "union":
         head = rpn.rpn_head
-        dense_logits = [head.objectness_logits(head.conv(x)) for x in level_features]
+        dense_logits = [
+            teacher.call(lambda x: head.objectness_logits(head.conv(x)), x) for x in level_features
+        ]
         return dict(zip(rpn.in_features, dense_logits)), []
     anchors = rpn.anchor_generator(level_features)
-    dense_logits, dense_deltas = rpn.rpn_head(level_features)
+    dense_logits, dense_deltas = teacher.call(rpn.rpn_head, level_features)
     proposals = rpn.predict_proposals(
         anchors, *_flatten(rpn, dense_logits, dense_deltas), images.image_sizes
     )
@@ -148,8 +150,9 @@ def _run_teacher_box_head(
     if not want.requires & {"logits", "deltas"}:
         return None, None
     heads: StandardROIHeads = teacher.model.roi_heads
+    # Not in half precision, in which the pooler would round the regions' corners as well.
     pooled = heads.box_pooler([features[f] for f in heads.box_in_features], regions)
-    logits, deltas = heads.box_predictor(heads.box_head(pooled))
+    logits, deltas = teacher.call(lambda x: heads.box_predictor(heads.box_head(x)), pooled)
     return logits, _of_class(deltas, labels)
 
 

@@ -4,13 +4,18 @@ Shape shorthand in this file:
     N: images; C, H, W: channels, height and width of a feature level
 """
 
-from typing import Callable, Dict, List, Optional
+import logging
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from .precision import call_in
+
 __all__ = ["FrozenTeacher"]
+
+logger = logging.getLogger(__name__)
 
 
 class FrozenTeacher(nn.Module):
@@ -36,6 +41,7 @@ class FrozenTeacher(nn.Module):
         self.identity = identity or {}
         self._shares_images = False
         self._channels_last = False
+        self._precision = "student"
         self._compiled: Optional[Callable[[Tensor], Dict[str, Tensor]]] = None
         self.train(False)
 
@@ -43,16 +49,25 @@ class FrozenTeacher(nn.Module):
         """Stay in eval mode: ``train()`` of the module around this one must not reach the teacher."""
         return super().train(False)
 
-    def arrange(self, layout: str, compiled: bool = False) -> "FrozenTeacher":
+    def arrange(
+        self, layout: str, compiled: bool = False, precision: str = "student"
+    ) -> "FrozenTeacher":
         """Choose how the same is computed: values change by rounding alone.
 
         Args:
             layout: DISTILL.TEACHER.LAYOUT; "auto" is channels_last on a CPU, whose convolutions
                 otherwise copy their inputs into it and their outputs back.
             compiled: run the backbone through torch.compile, with its weights as constants.
+            precision: DISTILL.TEACHER.PRECISION.
         """
         on_cpu = self.model.device.type == "cpu"
         self._channels_last = layout == "channels_last" or (layout == "auto" and on_cpu)
+        self._precision = precision
+        if on_cpu and precision == "float16":
+            logger.warning(
+                "CPUs emulate float16, which takes many times as long as float32: set "
+                "DISTILL.TEACHER.PRECISION to 'bfloat16'"
+            )
         if self._channels_last:
             self.model.to(memory_format=torch.channels_last)
         if compiled:
@@ -97,4 +112,8 @@ class FrozenTeacher(nn.Module):
             images = self.model.preprocess_image(batch)
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
         backbone = self._compiled or self.model.backbone
-        return backbone(images.tensor.contiguous(memory_format=layout))
+        return self.call(backbone, images.tensor.contiguous(memory_format=layout))
+
+    def call(self, part: Callable, *inputs: Any) -> Any:
+        """``part(*inputs)``, a part of the model, in DISTILL.TEACHER.PRECISION; see ``call_in``."""
+        return call_in(self._precision, self.model.device.type, part, *inputs)

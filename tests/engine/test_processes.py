@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectors import FRS, detector_cfg, write_teachers
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase, default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from helpers import (
-    LEVELS,
     TRAIN_SET,
-    K,
     build_distiller,
     distill_cfg,
     make_batch,
@@ -46,29 +45,8 @@ BOXES = (
     [],
     [[2, 8, 40, 62], [20, 2, 60, 30]],
 )
-FRS = {
-    "DISTILL.FEATURE.MASK": "richness",
-    "DISTILL.FEATURE.CHANNELS": "sum",
-    "DISTILL.CLS.WHERE": "richness",
-}
-# Detector -> (keys, whether its own losses have normalisers that many processes share).
-DETECTORS = {
-    "GeneralizedRCNN": ({}, True),
-    "RetinaNet": ({"MODEL.RETINANET.IN_FEATURES": LEVELS, "MODEL.RETINANET.NUM_CLASSES": K}, False),
-    "FCOS": (
-        {
-            "MODEL.FCOS.IN_FEATURES": LEVELS,
-            "MODEL.FCOS.NUM_CLASSES": K,
-            "MODEL.FPN.OUT_CHANNELS": 64,
-        },
-        False,
-    ),
-    "GFL": (
-        {"MODEL.GFL.IN_FEATURES": LEVELS, "MODEL.GFL.NUM_CLASSES": K, "MODEL.FPN.OUT_CHANNELS": 64},
-        True,
-    ),
-}
-WIDE = {"MODEL.FPN.OUT_CHANNELS": 96}
+# Their own losses have normalisers that many processes share.
+SHARED = ("GeneralizedRCNN", "GFL")
 CASES = {
     "TAR": ("GeneralizedRCNN", {}),
     "FRS": ("GeneralizedRCNN", FRS),
@@ -81,18 +59,11 @@ CASES = {
 }
 
 
-def _flat(keys):
-    return [part for item in keys.items() for part in item]
-
-
 def _cfg(files, case, reduce):
     detector, keys = CASES[case]
-    # Statistics of a batch, as BatchNorm's, are those of a process.
-    common = ["MODEL.META_ARCHITECTURE", detector, "MODEL.RESNETS.NORM", "FrozenBN"]
-    # All regions count, and no loss hides another.
-    common += ["DISTILL.REG.GATE", "none", "DISTILL.FEATURE.WEIGHT", 0.001]
-    opts = [*common, *_flat(DETECTORS[detector][0]), *_flat(keys)]
-    return distill_cfg(files[detector], *opts, "DISTILL.REDUCE_NORMALIZERS", reduce)
+    # All regions count.
+    keys = {**keys, "DISTILL.REG.GATE": "none", "DISTILL.REDUCE_NORMALIZERS": reduce}
+    return detector_cfg(files, detector, keys)
 
 
 def _gradients(files, case, reduce, batch):
@@ -103,7 +74,7 @@ def _gradients(files, case, reduce, batch):
         torch.nn.init.zeros_(distiller.student.head.cls_score.bias)
     model = data_parallel(distiller)
     losses = run(model, batch)
-    own = DETECTORS[CASES[case][0]][1]
+    own = CASES[case][0] in SHARED
     sum(v if own or "distill" in k else 0 * v for k, v in losses.items()).backward()
     return {name: p.grad for name, p in distiller.named_parameters() if p.requires_grad}
 
@@ -143,12 +114,7 @@ def _compute_share(rank, group, files, folder):
 def gradients(tmp_path_factory):
     """By number of processes and case."""
     folder = tmp_path_factory.mktemp("gradients")
-    files = {
-        name: write_teacher(
-            folder / name, "MODEL.META_ARCHITECTURE", name, *_flat({**keys, **WIDE})
-        )
-        for name, (keys, _) in DETECTORS.items()
-    }
+    files = write_teachers(folder)
     found = {1: _all_gradients(files, _batch())}
     with pytest.MonkeyPatch.context() as monkeypatch:
         fast_start(monkeypatch)
