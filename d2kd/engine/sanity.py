@@ -50,7 +50,7 @@ def explain_nonfinite(
         return
     if failed is None and comm.is_main_process():
         return
-    steps = [*earlier, latest] if latest not in earlier else list(earlier)
+    steps = [*(step for step in earlier if step is not latest), latest]
     at_fault = [step for step in steps if not _finite(step)]
     if failed is None and not at_fault:
         return

@@ -62,7 +62,7 @@ def _check(teacher, tmp_path, *opts, after=(1, 3)):
             "dense",
             [*DENSE, WORKERS, 0, GROUPED, True, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"],
         ),
-        ("none", [WORKERS, 0, GROUPED, True]),
+        ("none", [WORKERS, 0, GROUPED, True, "SOLVER.ACCUMULATE_STEPS", 3]),
         ("none", [*DENSE, WORKERS, 1, GROUPED, False]),
     ],
 )
