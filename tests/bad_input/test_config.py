@@ -99,7 +99,6 @@ def test_options(options, words):
         ("SOLVER.IMS_PER_BATCH", -1, "a number above 0"),
         ("SOLVER.BASE_LR", float("nan"), "a number above 0"),
         ("SOLVER.ACCUMULATE_STEPS", 0, "a whole number, 1 or above"),
-        ("SOLVER.ACCUMULATE_STEPS", 1.5, "a whole number, 1 or above"),
         ("DATALOADER.BAD_IMAGES", "skp", "Did you mean 'skip'?"),
         ("DISTILL.FEATURE.WEIGHT", -1.0, "a number, 0 or above"),
         ("DISTILL.FEATURE.WEIGHT", None, "a number, 0 or above"),
