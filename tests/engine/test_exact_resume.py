@@ -1,16 +1,20 @@
 """A run that is resumed from any of its checkpoints ends bit-equal to the run that never stopped."""
 
+import multiprocessing
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from detectron2.utils import comm
 from helpers import write_teacher
+from many import PRELOAD
 from resumed_runs import (
     DENSE,
     differences,
     final_state,
     make_cfg,
+    quiet,
     register_mixed,
     resume_from,
     start,
@@ -18,6 +22,7 @@ from resumed_runs import (
 )
 
 from d2kd.engine import DistillTrainer
+from d2kd.engine.group import Group, join_group, leave_group
 
 GROUPED, WORKERS = "DATALOADER.ASPECT_RATIO_GROUPING", "DATALOADER.NUM_WORKERS"
 ADAMW = ["SOLVER.OPTIMIZER", "ADAMW"]
@@ -25,11 +30,16 @@ ITERATIONS = ["SOLVER.MAX_ITER", 6]
 
 
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixed")
+    write_images(folder)
+    register_mixed(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teachers(images, tmp_path_factory):
     """By family; and the images are there."""
-    images = tmp_path_factory.mktemp("mixed")
-    write_images(images)
-    register_mixed(images)
     folder = tmp_path_factory.mktemp("teachers")
     return {
         "rcnn": write_teacher(folder / "rcnn"),
@@ -125,3 +135,34 @@ def test_a_checkpoint_without_a_record_goes_on_with_a_warning(teachers, tmp_path
     trainer = start(make_cfg(None, tmp_path / "older", *ITERATIONS), seed=1)
     assert trainer.start_iter == 4
     assert "data order and random numbers begin anew" in caplog.text
+
+
+def _one_of_two(rank, images, folder, address):
+    """Train without a break; then go on from the first checkpoint with other seeds."""
+    quiet()
+    multiprocessing.set_start_method("fork", force=True)
+    register_mixed(images)
+    join_group(Group("cpu", 2, address=address), rank)
+    opts = [*ITERATIONS, "SOLVER.MAX_ITER", 4, WORKERS, 1, GROUPED, True, "SOLVER.IMS_PER_BATCH", 4]
+    start(make_cfg(None, folder / "whole", *opts), seed=1 + rank).train()
+    if rank == 0:
+        resume_from(folder / "whole/model_0000001.pth", folder / "resumed")
+    comm.synchronize()
+    start(make_cfg(None, folder / "resumed", *opts), seed=50 + rank).train()
+    leave_group()
+
+
+def test_each_of_two_processes_goes_on_with_its_own(teachers, images, tmp_path):
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([*PRELOAD, "resumed_runs"])
+    calls = [(rank, images, tmp_path, f"file://{tmp_path}/rendezvous") for rank in range(2)]
+    children = [server.Process(target=_one_of_two, args=args) for args in calls]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+    found, expected = (final_state(tmp_path / name) for name in ("resumed", "whole"))
+    assert differences(found, expected) == []
+    first, second = found["streams"]["processes"]
+    assert first["random"] != second["random"]
