@@ -50,10 +50,10 @@ def explain_nonfinite(
         return
     if failed is None and comm.is_main_process():
         return
-    steps = [*(step for step in earlier if step is not latest), latest]
-    at_fault = [step for step in steps if not _finite(step)]
+    at_fault = [step for step in (*earlier, latest) if not _finite(step)]
     if failed is None and not at_fault:
         return
+    # A forward that failed in itself has no losses; it is the latest.
     latest = at_fault[0] if at_fault else latest
     losses = {name: value.item() for name, value in latest.losses.items()}
     path = _replay_path(folder, iteration)
@@ -62,8 +62,7 @@ def explain_nonfinite(
 
 
 def _finite(step: LatestStep) -> bool:
-    """False also for a forward that did not come to its losses."""
-    return bool(step.losses) and all(math.isfinite(x.item()) for x in step.losses.values())
+    return all(math.isfinite(loss.item()) for loss in step.losses.values())
 
 
 def _describe(
