@@ -74,6 +74,8 @@ def test_the_step_of_the_joined_batch(keywords):
         found, expected = (dict(zip(*_logged(x, name))) for x in (parts, whole))
         assert len(found) == 4 // keywords.get("gather_metric_period", 1)
         assert found == pytest.approx(expected)
+    if keywords.get("async_write_metrics"):
+        assert parts.concurrent_executor._threads, "metrics were written by the training's thread"
 
 
 def test_waiting_for_data_is_added_up(monkeypatch):

@@ -7,10 +7,11 @@ import signal
 import pytest
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from helpers import distill_cfg
+from helpers import distill_cfg, plain_cfg
 
-from d2kd.engine import DistillTrainer
+from d2kd.engine import DistillTrainer, interrupt
 from d2kd.engine.interrupt import INTERRUPTED, interruptible
 
 pytestmark = pytest.mark.usefixtures("train_set")
@@ -75,3 +76,17 @@ def test_the_second_time_it_stops_at_once():
 def test_without_the_context_it_acts_as_usual():
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_all_processes_collect_their_streams_before_the_checkpoint(tmp_path, monkeypatch):
+    trainer = DistillTrainer(plain_cfg("OUTPUT_DIR", str(tmp_path)))
+    events = []
+    monkeypatch.setattr(trainer._streams, "_get", lambda: events.append("collect"))
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "gather", lambda state: [state])
+    monkeypatch.setattr(trainer.checkpointer, "save", lambda *_, **__: events.append("save"))
+    monkeypatch.setattr(interrupt._current, "received", True)
+    monkeypatch.setattr(comm, "synchronize", lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        trainer._hooks[-1].after_step()
+    assert events == ["collect", "save"]
