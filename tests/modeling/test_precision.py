@@ -82,12 +82,14 @@ def test_float32_changes_nothing(files, case):
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
-@pytest.mark.parametrize("detector", DETECTORS)
-def test_under_autocast_the_key_still_decides(files, detector):
-    alone = _answers(_observe(_distiller(files, (detector, FRS)))[1].teacher)
+@pytest.mark.parametrize(
+    "case", [*((name, FRS) for name in DETECTORS), ("GeneralizedRCNN", {**FRS, **UNION})], ids=str
+)
+def test_under_autocast_the_key_still_decides(files, case):
+    alone = _answers(_observe(_distiller(files, case))[1].teacher)
     with _bfloat16():
-        full = _answers(_observe(_distiller(files, (detector, FRS), "float32"))[1].teacher)
-        like_student = _answers(_observe(_distiller(files, (detector, FRS)))[1].teacher)
+        full = _answers(_observe(_distiller(files, case, "float32"))[1].teacher)
+        like_student = _answers(_observe(_distiller(files, case))[1].teacher)
     for name in alone:
         if "." in name:
             assert torch.equal(full[name], alone[name]), name
