@@ -10,11 +10,13 @@ removed is measured again.
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import List, NamedTuple, Tuple
 
@@ -27,20 +29,20 @@ COCO_DETECTORS, COCO_METHODS = DETECTORS[:2], METHODS[:3]
 
 
 class Job(NamedTuple):
-    """One command and the file by which it is known to be done.
+    """One command and the file that it fills.
 
     Attributes:
         group: for --only.
         threads: of the CPU.
         command: of the tools; ``--json result`` is added.
-        always: run it also where its result is there, which it then completes.
+        once: False for tools that look themselves for what is missing in their file.
     """
 
     group: str
     result: str
     threads: int
     command: Tuple[str, ...]
-    always: bool = False
+    once: bool = True
 
 
 def jobs() -> List[Job]:
@@ -52,16 +54,18 @@ def jobs() -> List[Job]:
             if (ROOT / config).is_file():
                 command = ("benchmark.py", "--config-file", config)
                 result = f"shapes/{detector}_{method}.json"
-                found.append(Job("shapes", result, 1, (*command, "--threads", "1")))
+                found.append(
+                    Job("shapes", result, 1, (*command, "--threads", "1", "--keep-memory"))
+                )
     for detector in COCO_DETECTORS:
         for method in COCO_METHODS:
             command = ("benchmark.py", "--config-file", _coco_config(detector, method))
             command += ("--random-weights", "--size", "320", "320", "--batch", "2", "--no-alone")
             result = f"coco/{detector}_{method}.json"
-            found.append(Job("coco", result, 4, (*command, "--threads", "4")))
+            found.append(Job("coco", result, 4, (*command, "--threads", "4", "--keep-memory")))
     found.append(Job("compare", "compare.json", 4, ("bench_compare.py", "--threads", "4")))
-    found.append(Job("growth", "growth.json", 1, ("bench_growth.py", "--steps", "5"), always=True))
-    found.append(Job("data", "data.json", 1, ("bench_data.py",), always=True))
+    found.append(Job("growth", "growth.json", 1, ("bench_growth.py", "--steps", "5"), once=False))
+    found.append(Job("data", "data.json", 1, ("bench_data.py",), once=False))
     return found
 
 
@@ -73,30 +77,34 @@ def _coco_config(detector: str, method: str) -> str:
     return next(name for name in names if (ROOT / name).is_file())
 
 
-def run(job: Job, folder: Path, seconds: float) -> bool:
-    """Whether the job's results are there, after so many seconds at most."""
-    result = folder / job.result
-    if result.is_file() and not job.always:
+def is_there(job: Job, folder: Path) -> bool:
+    """Whether nothing is left to do; a file may hold memory alone."""
+    path = folder / job.result
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return job.once and bool(found.keys() - {"peak_memory_ratio", "peak_memory_mib"})
+
+
+def run(job: Job, folder: Path, end: float) -> bool:
+    """Whether the job's results are there, in the end or by ``end`` of the monotonic clock."""
+    if is_there(job, folder):
         return True
-    if seconds <= 0:
+    if time.monotonic() >= end:
         return False
     start = time.monotonic()
-    print(f"{job.result} ...", flush=True)
     tool, *options = job.command
-    command = [sys.executable, f"tools/{tool}", *options, "--json", str(result)]
+    command = [sys.executable, f"tools/{tool}", *options, "--json", str(folder / job.result)]
     environment = dict(os.environ, OMP_NUM_THREADS=str(job.threads))
     # A group of its own: what it started ends with it.
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
-        code = process.wait(timeout=seconds)
+        code = process.wait(timeout=end - start)
     except subprocess.TimeoutExpired:
-        print(f"{job.result}: out of time", flush=True)
-        return False
+        code = "out of time"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    print(f"{job.result}: {time.monotonic() - start:.0f} s", flush=True)
+    print(f"{job.result}: {code or 'done'}, {time.monotonic() - start:.0f} s", flush=True)
     return code == 0
 
 
@@ -106,18 +114,18 @@ def main() -> None:
     groups = list(dict.fromkeys(job.group for job in jobs()))
     parser.add_argument("--only", nargs="+", choices=groups, default=groups)
     parser.add_argument("--minutes", type=float, default=60, help="stop after so many")
+    parser.add_argument("--jobs", type=int, default=1, help="so many one-thread jobs at a time")
     args = parser.parse_args()
     end = time.monotonic() + 60 * args.minutes
-    missing = [
-        job.result
-        for job in jobs()
-        if job.group in args.only and not run(job, args.folder, end - time.monotonic())
-    ]
-    subprocess.run(
-        [sys.executable, "tools/bench_report.py", "--folder", str(args.folder)],
-        cwd=ROOT,
-        check=True,
-    )
+    chosen = [job for job in jobs() if job.group in args.only]
+    narrow = [job for job in chosen if job.threads == 1]
+    wide = [job for job in chosen if job.threads > 1]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        done = list(pool.map(lambda job: run(job, args.folder, end), narrow))
+    done += [run(job, args.folder, end) for job in wide]
+    command = [sys.executable, "tools/bench_report.py", "--folder", str(args.folder)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    missing = [job.result for job, there in zip([*narrow, *wide], done) if not there]
     if missing:
         raise SystemExit(f"not there yet, call this again: {', '.join(missing)}")
 

@@ -3,23 +3,27 @@
 
     python tools/bench_growth.py --json docs/benchmark/growth.json
 
-On the shapes' Faster R-CNN with random weights, on a CPU's single thread; each point is a run of
-tools/benchmark.py. Points that the file holds already are kept.
+On the shapes' Faster R-CNN with random weights, on a CPU's single thread. Points that the file
+holds already are kept.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Tuple
 
 import numpy as np
 import yaml
+from bench_memory import measure_peak
+from bench_options import load_batches, parse_args
+from bench_pair import build_pair, read_config
 from bench_processes import measure_processes
-from bench_time import describe_machine
+from bench_tasks import floor_and_step
+from bench_time import describe_machine, interleave
 from pictures import loglog_chart
+
+from d2kd.engine.allocator import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 _TEACHER = ROOT / "configs/shapes/faster_rcnn_teacher.yaml"
@@ -44,46 +48,48 @@ SWEEPS = (
 )
 
 
-def options(sweep: str, value: int, folder: Path) -> Tuple[List[str], List[str]]:
-    """The benchmark's options and the config's for one point."""
+def arguments(sweep: Sweep, value: int, method: str, folder: Path) -> List[str]:
+    """The benchmark's command line for one point; ``folder`` gets what configs it needs."""
     flags = {"--size": [320, 320], "--batch": [2], "--boxes": [4]}
     keys: List[str] = []
-    if sweep == "longer side in pixels":
+    if sweep.name == "longer side in pixels":
         # 3 : 5 as COCO's 800 x 1333, one image.
         flags.update({"--size": [round(value * 0.6), value], "--batch": [1]})
-    elif sweep == "images in a batch":
+    elif sweep.name == "images in a batch":
         flags["--batch"] = [value]
-    elif sweep == "boxes in an image":
+    elif sweep.name == "boxes in an image":
         flags["--boxes"] = [value]
     else:
         teacher = folder / f"teacher_{value}.yaml"
         model = {"FPN": {"OUT_CHANNELS": value}}
         teacher.write_text(yaml.safe_dump({"_BASE_": str(_TEACHER), "MODEL": model}))
         keys = ["MODEL.FPN.OUT_CHANNELS", str(value), "DISTILL.TEACHER.CONFIG_FILE", str(teacher)]
-    return [str(x) for name, given in flags.items() for x in (name, *given)], keys
+    given = [str(x) for name, values in flags.items() for x in (name, *values)]
+    fixed = ["--json", str(folder / "out.json"), "--random-weights", "--threads", "1"]
+    return ["--config-file", config_of(method), *fixed, *given, "MODEL.DEVICE", "cpu", *keys]
 
 
 def config_of(method: str) -> str:
     return f"configs/shapes/{method}/faster_rcnn_thin_from_wide_800.yaml"
 
 
-def measure(sweep: Sweep, value: int, method: str, steps: int) -> dict:
-    """One run of the benchmark, of which a few numbers are kept."""
+def time_point(sweep: Sweep, value: int, method: str, steps: int) -> dict:
+    """Medians of plain, needed and distilled."""
     with tempfile.TemporaryDirectory() as folder:
-        flags, keys = options(sweep.name, value, Path(folder))
-        out = Path(folder) / "out.json"
-        command = [sys.executable, "tools/benchmark.py", "--config-file", config_of(method)]
-        command += ["--json", str(out), "--random-weights", "--steps", str(steps)]
-        command += ["--threads", "1", "--no-alone", *flags, *keys]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        found = json.loads(out.read_text())
-    kept = ("student_step_s", "teacher_needed_s", "distilled_step_s", "overhead_ratio")
-    point = {"sweep": sweep.name, "value": value, "method": method}
-    return {
-        **point,
-        **{key: found[key] for key in kept},
-        "peak_memory_mib": found["peak_memory_mib"]["distilled"],
-    }
+        args = parse_args("", arguments(sweep, value, method, Path(folder)))
+        cfg = read_config(args.config_file, args.opts)
+        pair = build_pair(cfg, args.random_weights)
+    times = interleave(floor_and_step(pair, load_batches(cfg, args)), steps, warmup=2)
+    found = {name: sample.median for name, sample in times.items()}
+    floor = found["student_step_s"] + found["teacher_needed_s"]
+    return {**found, "overhead_ratio": round(found["distilled_step_s"] / floor, 4)}
+
+
+def memory_point(sweep: Sweep, value: int, method: str) -> dict:
+    """Peak memory of the distilled step."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = parse_args("", arguments(sweep, value, method, Path(folder)))
+        return {"peak_memory_mib": measure_peak("distilled", args, frozenset())}
 
 
 def draw(points: List[dict], path: Path) -> None:
@@ -114,19 +120,30 @@ def main() -> None:
     args = parser.parse_args()
     args.json.parent.mkdir(parents=True, exist_ok=True)
     points = json.loads(args.json.read_text())["points"] if args.json.is_file() else []
-    known = {(point["sweep"], point["value"], point["method"]) for point in points}
-    for sweep, value, method in wanted():
-        if (sweep.name, value, method) in known:
+    found = {(point["sweep"], point["value"], point["method"]): point for point in points}
+
+    def keep(key: Tuple[str, int, str], values: dict) -> None:
+        """After every point: a run that is cut off goes on from here."""
+        found[key] = {**dict(zip(("sweep", "value", "method"), key)), **values}
+        print(found[key], flush=True)
+        ordered = [found[k] for k in keys if k in found]
+        result = {**describe_machine("cpu"), "threads": 1, "steps": args.steps, "points": ordered}
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+    keys = [(sweep.name, value, method) for sweep, value, method in wanted()]
+    keep_freed_memory("cpu")
+    for (sweep, value, method), key in zip(wanted(), keys):
+        known = found.get(key, {})
+        if "overhead_ratio" in known:
             continue
         if sweep is PROCESSES:
-            points.append(measure_processes(config_of(method), value, method, args.steps))
+            keep(key, measure_processes(config_of(method), value, args.steps))
         else:
-            points.append(measure(sweep, value, method, args.steps))
-        print(points[-1], flush=True)
-        # After every point: a run that is cut off goes on from here.
-        found = {**describe_machine("cpu"), "threads": 1, "steps": args.steps, "points": points}
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
-    draw(points, args.json.with_suffix(".png"))
+            keep(key, {**known, **time_point(sweep, value, method, args.steps)})
+    for (sweep, value, method), key in zip(wanted(), keys):
+        if "peak_memory_mib" not in found[key]:
+            keep(key, {**found[key], **memory_point(sweep, value, method)})
+    draw([found[key] for key in keys], args.json.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Dict, FrozenSet, List
+from typing import FrozenSet, List
 
 warnings.simplefilter("ignore", FutureWarning)
 
@@ -24,7 +24,7 @@ from detectron2.structures import Boxes  # noqa: E402
 
 from d2kd.engine.allocator import keep_freed_memory  # noqa: E402
 
-__all__ = ["measure_peaks", "resident_mib"]
+__all__ = ["measure_peak", "measure_peaks", "resident_mib"]
 
 PARTS = ("student", "teacher", "distilled")
 # The optimizer's state is there from the second one on.
@@ -63,16 +63,19 @@ def measure_peaks(args: argparse.Namespace, requires: FrozenSet[str]) -> dict:
         args: of the benchmark.
         requires: what the losses read of the teacher.
     """
-    peaks: Dict[str, float] = {}
-    for part in PARTS:
-        named = ",".join([part, *sorted(requires)])
-        command = [sys.executable, __file__, named, *as_arguments(args)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"measuring the memory of the {part} failed:\n{done.stderr}")
-        peaks[part] = json.loads(done.stdout.splitlines()[-1])
+    peaks = {part: measure_peak(part, args, requires) for part in PARTS}
     ratio = peaks["distilled"] / (peaks["student"] + peaks["teacher"])
     return {"peak_memory_ratio": round(ratio, 4), "peak_memory_mib": peaks}
+
+
+def measure_peak(part: str, args: argparse.Namespace, requires: FrozenSet[str]) -> float:
+    """MiB of one of PARTS; ``requires`` is read for the teacher alone."""
+    named = ",".join([part, *sorted(requires)])
+    command = [sys.executable, __file__, named, *as_arguments(args)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of the {part} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _build_task(

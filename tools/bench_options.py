@@ -30,7 +30,11 @@ def parse_args(description: str, args: Optional[List[str]] = None) -> argparse.N
     parser.add_argument(
         "--no-alone", action="store_true", help="leave out steps under one loss alone"
     )
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    memory = parser.add_mutually_exclusive_group()
+    memory.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    memory.add_argument(
+        "--keep-memory", action="store_true", help="take it from the file of --json if it is there"
+    )
     parser.add_argument("--threads", type=int, help="of the CPU; PyTorch's choice if not given")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override the config")
     found = parser.parse_args(args)

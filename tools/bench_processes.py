@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from bench_memory import resident_mib
 from bench_pair import build_pair, read_config, synthetic_batches
-from bench_tasks import Task, record, teacher_needed, train_step
+from bench_tasks import Task, floor_and_step
 from bench_time import interleave
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,16 +29,7 @@ def _run(rank: int, count: int, config: str, steps: int, address: str, out: str)
     before = resident_mib("VmRSS")
     pair = build_pair(cfg, random_weights=True)
     batches = synthetic_batches(cfg, (320, 320), images=2, boxes=4)
-    recorded, names = record(pair, batches), list(pair.losses)
-    regions = [now.regions for now in recorded]
-    model, needed = pair.teacher.model, pair.requires(names)
-    tasks = {
-        "student_step_s": train_step(cfg, DistributedDataParallel(pair.stock), batches),
-        "teacher_needed_s": teacher_needed(cfg, model, needed, batches, regions),
-        "distilled_step_s": train_step(
-            cfg, DistributedDataParallel(pair.distiller(names)), batches
-        ),
-    }
+    tasks = floor_and_step(pair, batches, DistributedDataParallel)
     # Every process takes the tasks in the same order, and waits for the others before each.
     times = interleave({k: _after_barrier(v) for k, v in tasks.items()}, steps)
     if rank == 0:
@@ -56,13 +47,12 @@ def _after_barrier(task: Task) -> Task:
     return run
 
 
-def measure_processes(config: str, count: int, method: str, steps: int) -> Dict[str, object]:
-    """A point as those of the other sweeps, for so many processes; memory is that of one of them.
+def measure_processes(config: str, count: int, steps: int) -> Dict[str, float]:
+    """Medians of plain, needed and distilled in so many processes; memory is that of one of them.
 
     Args:
-        config: of the method.
+        config: of a method.
         count: of processes; each has its own batch.
-        method: what the point is called.
         steps: that are timed.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -72,4 +62,4 @@ def measure_processes(config: str, count: int, method: str, steps: int) -> Dict[
         found = json.loads(out.read_text())
     floor = found["student_step_s"] + found["teacher_needed_s"]
     found["overhead_ratio"] = round(found["distilled_step_s"] / floor, 4)
-    return {"sweep": "processes", "value": count, "method": method, **found}
+    return found

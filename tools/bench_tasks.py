@@ -18,6 +18,7 @@ __all__ = [
     "Recorded",
     "Task",
     "adapters",
+    "floor_and_step",
     "loss",
     "record",
     "teacher_full",
@@ -89,6 +90,25 @@ def train_step(cfg: CfgNode, model: nn.Module, batches: List[List[dict]]) -> Tas
         optimizer.step()
 
     return run
+
+
+def floor_and_step(
+    pair: Pair, batches: List[List[dict]], wrap: Callable[[nn.Module], nn.Module] = lambda x: x
+) -> Dict[str, Task]:
+    """Plain student, needed parts of the teacher, and distilled step under all losses.
+
+    Args:
+        wrap: put around the models that are trained.
+    """
+    recorded, names = record(pair, batches), list(pair.losses)
+    regions, requires = [now.regions for now in recorded], pair.requires(names)
+    return {
+        "student_step_s": train_step(pair.cfg, wrap(pair.stock), batches),
+        "teacher_needed_s": teacher_needed(
+            pair.cfg, pair.teacher.model, requires, batches, regions
+        ),
+        "distilled_step_s": train_step(pair.cfg, wrap(pair.distiller(names)), batches),
+    }
 
 
 def teacher_needed(

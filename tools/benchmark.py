@@ -10,6 +10,7 @@ says how they are measured.
 
 import json
 import warnings
+from pathlib import Path
 from typing import Dict, List
 
 # torch's, of what Detectron2 calls: nobody can act on them here.
@@ -120,12 +121,20 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def known_peaks(path: Path) -> dict:
+    """What results say of memory; {} if there are none."""
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return {key: found[key] for key in ("peak_memory_ratio", "peak_memory_mib") if key in found}
+
+
 def main() -> None:
     args = parse_args(__doc__.splitlines()[0])
     cfg = read_config(args.config_file, args.opts)
     keep_freed_memory(cfg.MODEL.DEVICE)
     pair = build_pair(cfg, args.random_weights)
-    peaks = {} if args.no_memory else measure_peaks(args, pair.requires(list(pair.losses)))
+    peaks = known_peaks(args.json) if args.keep_memory else {}
+    if not peaks and not args.no_memory:
+        peaks = measure_peaks(args, pair.requires(list(pair.losses)))
     tasks = build_tasks(pair, load_batches(cfg, args), not args.no_alone)
     times = interleave(tasks, args.steps, args.warmup)
     result = {
