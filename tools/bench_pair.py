@@ -126,7 +126,8 @@ def build_pair(cfg: CfgNode, random_weights: bool = False, apart: bool = True) -
     teacher, drawn = build_any_teacher(cfg, random_weights)
     random += ["teacher"] if drawn else []
     arranged = copy.deepcopy(teacher) if apart else teacher
-    arranged.arrange(cfg.DISTILL.TEACHER.LAYOUT, cfg.DISTILL.TEACHER.COMPILE)
+    keys = cfg.DISTILL.TEACHER
+    arranged.arrange(keys.LAYOUT, keys.COMPILE, keys.PRECISION)
     losses = build_distill_losses(cfg, student, teacher.model).to(cfg.MODEL.DEVICE)
     requires = frozenset().union(*(loss.requires for loss in losses.values()))
     check_pair(cfg, read_teacher_config(cfg), requires)
