@@ -36,7 +36,8 @@ class Streams:
         # Whether this step's evaluation is still to come; it draws random numbers too.
         self.evaluation_due = False
         self._collected: Optional[List[Dict[str, Any]]] = None
-        self._loaded: Optional[Dict[str, Any]] = None
+        self._random: Optional[Dict[str, Any]] = None
+        self._evaluation_missing = False
 
     def collect(self) -> None:
         self._collected = comm.gather(self._get()) if comm.get_world_size() > 1 else None
@@ -75,11 +76,13 @@ class Streams:
             loader.load_state_dict(loaded)
         if mine["normalizer"] is not None:
             self.student.loss_normalizer = mine["normalizer"]
-        self._loaded = mine if rank < len(processes) else None
+        self._random = mine["random"] if rank < len(processes) else None
+        # All processes evaluate or none.
+        self._evaluation_missing = processes[0]["evaluation_due"]
 
     def warn_if_absent(self) -> None:
         """After a checkpoint was loaded that may be of stock Detectron2, or of an older d2kd."""
-        if self._loaded is None:
+        if self._random is None:
             logger.warning(
                 "The checkpoint has no record of this process: its data order and random numbers "
                 "begin anew"
@@ -91,11 +94,9 @@ class Streams:
         Returns:
             Whether the evaluation of the step before is missing.
         """
-        if self._loaded is None:
-            return False
-        set_random_state(self._loaded["random"])
-        missing = self._loaded["evaluation_due"]
-        self._loaded = None
+        if self._random is not None:
+            set_random_state(self._random)
+        missing, self._random, self._evaluation_missing = self._evaluation_missing, None, False
         return missing
 
 

@@ -23,6 +23,7 @@ from resumed_runs import (
 
 from d2kd.engine import DistillTrainer
 from d2kd.engine.group import Group, join_group, leave_group
+from d2kd.engine.resume import Streams
 
 GROUPED, WORKERS = "DATALOADER.ASPECT_RATIO_GROUPING", "DATALOADER.NUM_WORKERS"
 ADAMW = ["SOLVER.OPTIMIZER", "ADAMW"]
@@ -135,6 +136,20 @@ def test_a_checkpoint_without_a_record_goes_on_with_a_warning(teachers, tmp_path
     trainer = start(make_cfg(None, tmp_path / "older", *ITERATIONS), seed=1)
     assert trainer.start_iter == 4
     assert "data order and random numbers begin anew" in caplog.text
+
+
+def test_another_number_of_processes_is_named_and_all_do_the_same(monkeypatch, caplog):
+    streams = Streams([], torch.nn.Identity())
+    streams.evaluation_due = True
+    state = streams.state_dict()
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+        streams = Streams([], torch.nn.Identity())
+        streams.load_state_dict(state)
+        assert "of 1 process(es), these are 2" in caplog.text
+        # Evaluation is everybody's work: one alone would wait for the others.
+        assert streams.go_on() and not streams.go_on()
 
 
 def _one_of_two(rank, images, folder, address):
