@@ -63,10 +63,12 @@ def _metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
 
 
-def test_without_distillation_it_is_the_stock_trainer(tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_without_distillation_it_is_the_stock_trainer(tmp_path, workers):
     states, losses = [], []
     for name, trainer_class in (("stock", DefaultTrainer), ("ours", DistillTrainer)):
-        cfg = plain_cfg("OUTPUT_DIR", str(tmp_path / name))
+        opts = ["OUTPUT_DIR", str(tmp_path / name), "INPUT.MIN_SIZE_TRAIN", (48, 56, 64)]
+        cfg = plain_cfg(*opts, "DATALOADER.NUM_WORKERS", workers)
         (tmp_path / name).mkdir()
         trainer = _start(trainer_class, cfg if name == "ours" else plain_config(cfg))
         trainer.train()
