@@ -16,7 +16,7 @@ test: $(STAMP)
 
 # A training that is killed over and over; what it prints are its lives.
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m slow -rP
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m slow -rP --show-capture=stdout
 
 # What training wrote under output/ stays, apart from the demo's.
 clean:

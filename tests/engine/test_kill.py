@@ -1,5 +1,6 @@
 """SIGKILL at random moments, over and over: the run ends bit-equal to the one never killed."""
 
+import logging
 import multiprocessing
 import os
 import random
@@ -103,6 +104,12 @@ def _live(images, teacher, folder, opts, seed, die_at=0, steps=None, delay=0.0):
     return begun, child.exitcode
 
 
+@pytest.fixture(autouse=True)
+def no_logging(monkeypatch):
+    """What is printed are the lives."""
+    monkeypatch.setattr(logging.root.manager, "disable", logging.INFO)
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     SERVER.set_forkserver_preload([*PRELOAD, "resumed_runs"])
@@ -125,7 +132,7 @@ def _torture(images, teacher, tmp_path, iterations, kills, seed):
         # What begins anew is seeded alike; what goes on must not depend on its process's seed.
         life_seed = new_seed() if (folder / "last_checkpoint").exists() else 1
         begun, code = _live(images, teacher, folder, opts, life_seed, **kill)
-        died.append((begun[:1], begun[-1:], kill, code))
+        died.append(("from", *begun[:1], "to", *begun[-1:], kill, code))
 
     for i in range(kills):
         if i % 2:
@@ -133,8 +140,8 @@ def _torture(images, teacher, tmp_path, iterations, kills, seed):
         else:
             live(steps=moments.randint(1, 5), delay=moments.uniform(0, 1.5 * step))
     live()
-    print(*died, (folder / "output.txt").read_text(), sep="\n")
-    assert died[-1][-1] == 0
+    print(*died, sep="\n")
+    assert died[-1][-1] == 0, (folder / "output.txt").read_text()
     found, expected = final_state(folder), final_state(tmp_path / "whole")
     assert differences(found, expected) == []
     assert not list(folder.glob("*.unfinished"))
