@@ -20,6 +20,8 @@ class LaunchError(ValueError):
 
 def add_launch_options(parser: ArgumentParser) -> None:
     """Add what Detectron2's ``default_argument_parser`` lacks."""
+    # Detectron2's is one port for each user: two trainings at once could not both have it.
+    parser.set_defaults(dist_url="auto")
     parser.add_argument(
         "--num-processes",
         type=int,

@@ -233,7 +233,7 @@ def test_torchrun_trains_as_our_own_launch(monkeypatch, tmp_path):
     parser = default_argument_parser()
     add_launch_options(parser)
     args = parser.parse_args(["--num-processes", "2", *config, str(tmp_path / "b")])
-    args.eval_teacher, args.dist_url = False, "auto"
+    args.eval_teacher = False
     launch(train_net.main, args, train_net.read_config(args), (args,))
     a, b = (torch.load(tmp_path / name / "model_final.pth")["model"] for name in "ab")
     assert all(torch.equal(a[name], b[name]) for name in a)
