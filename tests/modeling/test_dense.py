@@ -146,6 +146,20 @@ def test_a_teacher_with_the_student_weights_gives_the_student_rows(name):
 
 
 @pytest.mark.parametrize("name", DETECTORS)
+def test_a_teacher_that_computes_channels_last_answers_the_same(name):
+    model = build_dense(name, seed=1)
+    teachers = FrozenTeacher(copy.deepcopy(model)), FrozenTeacher(model).arrange("channels_last")
+    steps = [_observe(build_dense(name), x, make_batch())[1] for x in teachers]
+    expected, found = (step.teacher for step in steps)
+    for field in ("logits", "deltas"):
+        torch.testing.assert_close(getattr(found, field), getattr(expected, field))
+    for field in ("features", "dense_logits"):
+        torch.testing.assert_close(getattr(found, field), getattr(expected, field))
+        largest = getattr(found, field)["p3"]
+        assert largest.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
 def test_the_box_coder_speaks_the_student_encoding(name):
     student = build_dense(name)
     _, step = _observe(student, FrozenTeacher(build_dense(name, seed=1)), make_batch())
