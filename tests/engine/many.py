@@ -2,7 +2,10 @@
 
 import multiprocessing
 import socket
-from types import SimpleNamespace
+
+from detectron2.engine import default_argument_parser
+
+from d2kd.engine.launch import add_launch_options
 
 PRELOAD = ["pytest", "detectron2.engine", "d2kd.engine.launch", "helpers"]
 
@@ -20,13 +23,8 @@ def free_address():
 
 
 def options(**given):
-    """The command line's, of one process on one machine where nothing else is given."""
-    defaults = {
-        "num_gpus": 1,
-        "num_processes": None,
-        "num_machines": 1,
-        "machine_rank": 0,
-        "dist_url": "auto",
-        "eval_only": False,
-    }
-    return SimpleNamespace(**{**defaults, **given})
+    """The command line ``--num-processes 2 ...`` of ``num_processes=2, ...``, parsed."""
+    parser = default_argument_parser()
+    add_launch_options(parser)
+    words = [(f"--{name.replace('_', '-')}", str(value)) for name, value in given.items()]
+    return parser.parse_args([word for pair in words for word in pair])

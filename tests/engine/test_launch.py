@@ -10,7 +10,6 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from helpers import plain_cfg
 from many import fast_start, free_address, options
@@ -18,7 +17,7 @@ from many import fast_start, free_address, options
 from d2kd.engine import children
 from d2kd.engine.children import run_children
 from d2kd.engine.group import Group
-from d2kd.engine.launch import LaunchError, add_launch_options, check_images, launch, plan_group
+from d2kd.engine.launch import LaunchError, check_images, launch, plan_group
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -93,10 +92,7 @@ def test_options_that_contradict_torchrun(monkeypatch, environment, given, messa
 
 
 def test_two_trainings_of_one_user_do_not_meet():
-    parser = default_argument_parser()
-    add_launch_options(parser)
-    args = parser.parse_args(["--num-processes", "2"])
-    one, other = (plan_group(args, "cpu").address for _ in range(2))
+    one, other = (plan_group(options(num_processes=2), "cpu").address for _ in range(2))
     assert one != other and one.startswith("tcp://127.0.0.1:")
 
 

@@ -1,5 +1,6 @@
 """Several processes train as one does: gradients, checkpoints, Ctrl-C, torchrun."""
 
+import math
 import os
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from d2kd.engine.children import run_children
 from d2kd.engine.group import Group, data_parallel, join_group
 from d2kd.engine.interrupt import interruptible
 from d2kd.engine.launch import add_launch_options, launch
+from d2kd.engine.sanity import read_replay
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -155,13 +157,22 @@ class _Press(HookBase):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def _train(folder, files, opts):
+class _Break(HookBase):
+    """A loss that is not finite in one process alone."""
+
+    def before_step(self):
+        if comm.get_rank() == 1 and self.trainer.iter == 1:
+            adapters = self.trainer.model.module.distill_losses["feature"].adapters
+            torch.nn.init.constant_(adapters["p3"].weight, torch.inf)
+
+
+def _train(folder, files, opts, hook):
     register_train_set(folder)
     seed_all_rng(1 + comm.get_rank())
     with interruptible():
         trainer = DistillTrainer(distill_cfg(files, "OUTPUT_DIR", str(folder / "out"), *opts))
         trainer.resume_or_load(resume=False)
-        trainer.register_hooks([_Press()])
+        trainer.register_hooks([hook])
         save = trainer.checkpointer.save
         # The other process must not leave meanwhile: that would end this one.
         if comm.is_main_process():
@@ -191,7 +202,7 @@ def test_ctrl_c_in_one_ends_all_at_one_step_and_one_checkpoint_resumes_in_one_pr
     opts = ["SOLVER.MAX_ITER", 6]
     cfg = distill_cfg(teacher_files)
     with pytest.raises(SystemExit) as ended:
-        launch(_train, options(num_processes=2), cfg, (tmp_path, teacher_files, opts))
+        launch(_train, options(num_processes=2), cfg, (tmp_path, teacher_files, opts, _Press()))
     assert ended.value.code == 130
     first, second = (torch.load(tmp_path / f"rank{i}.pth") for i in (0, 1))
     # Asked after step 1, answered after step 2.
@@ -209,6 +220,19 @@ def test_ctrl_c_in_one_ends_all_at_one_step_and_one_checkpoint_resumes_in_one_pr
     assert one.start_iter == 3
     one.train()
     assert (tmp_path / "out" / "model_final.pth").exists()
+
+
+def test_a_loss_that_is_not_finite_in_one_process_is_explained_by_it(
+    monkeypatch, tmp_path, teacher_files, no_train_set
+):
+    fast_start(monkeypatch)
+    args = (tmp_path, teacher_files, [], _Break())
+    with pytest.raises(SystemExit) as ended:
+        launch(_train, options(num_processes=2), distill_cfg(teacher_files), args)
+    assert ended.value.code == 1
+    (replay,) = (tmp_path / "out").glob("nonfinite_*_rank1.pth")
+    losses = read_replay(str(replay))["losses"]
+    assert not math.isfinite(losses["loss_distill_feature"]) and math.isfinite(losses["loss_cls"])
 
 
 def _moves(name):
