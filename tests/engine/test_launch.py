@@ -4,6 +4,7 @@ import fcntl
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -135,8 +136,14 @@ def test_two_machines_on_loopback(monkeypatch, tmp_path):
         assert found.tolist() == [20, 21, 20, 21], "local rank of two on each machine"
 
 
-def _one_fails(how):
-    """Rank 1 ends while rank 0 waits for it."""
+def _one_fails(how, folder):
+    """Rank 1 ends while rank 0 waits for it, until it is asked to end."""
+
+    def end(*_):
+        (folder / "asked").touch()
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, end)
     if comm.get_rank() == 1:
         if how == "raises":
             raise ValueError("something of its own")
@@ -144,22 +151,23 @@ def _one_fails(how):
     time.sleep(3600)
 
 
-def test_an_error_of_one_ends_all_and_is_shown(monkeypatch, capfd):
+def test_an_error_of_one_ends_all_and_is_shown(monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(children, "GRACE", 0.2)
     start = time.monotonic()
     with pytest.raises(SystemExit) as ended:
-        launch(_one_fails, options(num_processes=2), plain_cfg(), ["raises"])
+        launch(_one_fails, options(num_processes=2), plain_cfg(), ["raises", tmp_path])
     assert ended.value.code == 1 and time.monotonic() - start < 60
     text = capfd.readouterr().err
     assert "Process rank 1:\nTraceback" in text and "ValueError: something of its own" in text
     assert "rank 1 ended with status 1, its error stands above" in text
 
 
-def test_a_process_that_is_killed_ends_all(monkeypatch, capfd):
+def test_a_process_that_is_killed_ends_all(monkeypatch, tmp_path, capfd):
     fast_start(monkeypatch)
     monkeypatch.setattr(children, "GRACE", 0.2)
     with pytest.raises(SystemExit) as ended:
-        launch(_one_fails, options(num_processes=2), plain_cfg(), ["is killed"])
+        launch(_one_fails, options(num_processes=2), plain_cfg(), ["is killed", tmp_path])
+    assert (tmp_path / "asked").exists(), "the other could not clear up"
     assert ended.value.code == 1 and "rank 1 was ended by SIGKILL" in capfd.readouterr().err
     assert not multiprocessing.active_children()
 
