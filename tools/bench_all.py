@@ -26,6 +26,13 @@ SHAPES = "configs/shapes/{method}/{detector}_thin_from_wide_800.yaml"
 # The shortest schedules of R50 under R101.
 COCO = "configs/{method}/{detector}_R_50_from_R_101_FPN_{schedule}.yaml"
 COCO_DETECTORS, COCO_METHODS = DETECTORS[:2], METHODS[:3]
+# What the teacher's keys make of a step, on the shapes' Faster R-CNN.
+KEYS = {
+    "defaults": (),
+    "channels_first": ("DISTILL.TEACHER.LAYOUT", "channels_first"),
+    "compile": ("DISTILL.TEACHER.COMPILE", "True"),
+    "bfloat16": ("DISTILL.TEACHER.PRECISION", "bfloat16"),
+}
 
 
 class Job(NamedTuple):
@@ -63,6 +70,12 @@ def jobs() -> List[Job]:
             command += ("--random-weights", "--size", "320", "320", "--batch", "2", "--no-alone")
             result = f"coco/{detector}_{method}.json"
             found.append(Job("coco", result, 4, (*command, "--threads", "4", "--keep-memory")))
+    for method in ("FRS", "SSIM"):
+        for name, opts in KEYS.items():
+            config = SHAPES.format(method=method, detector="faster_rcnn")
+            command = ("benchmark.py", "--config-file", config, "--no-memory", "--no-alone")
+            result = f"keys/faster_rcnn_{method}_{name}.json"
+            found.append(Job("keys", result, 1, (*command, "--threads", "1", *opts)))
     found.append(Job("compare", "compare.json", 4, ("bench_compare.py", "--threads", "4")))
     found.append(Job("growth", "growth.json", 1, ("bench_growth.py", "--steps", "5"), once=False))
     found.append(Job("data", "data.json", 1, ("bench_data.py",), once=False))

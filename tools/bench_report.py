@@ -17,7 +17,8 @@ from report import insert
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[1]
-DETECTORS = ("faster_rcnn", "retinanet", "fcos", "gfl")
+NAMES = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet", "fcos": "FCOS", "gfl": "GFL"}
+DETECTORS = tuple(NAMES)
 METHODS = ("TAR", "FRS", "SSIM", "LD", "FRS+LD")
 # What the overhead ratio may be, by the method's name.
 GOALS = {"SSIM": 1.10}
@@ -27,6 +28,8 @@ GOAL, MEMORY_GOAL = 1.05, 1.10
 def read_folder(folder: Path) -> List[dict]:
     """The results of tools/benchmark.py in a folder, a row of each table for each, in order."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    # A file may hold memory alone yet.
+    found = [result for result in found if "config" in result]
     for result in found:
         _, method, name = result["config"].rsplit("/", 2)
         result["method"] = method
@@ -60,7 +63,7 @@ def steps_table(results: List[dict]) -> str:
         beyond = found["overhead_ratio_beyond_adapters"]
         rows.append(
             [
-                found["detector"],
+                NAMES[found["detector"]],
                 found["method"],
                 f"{found['student_step_s']:.3f}",
                 f"{found['teacher_needed_s']:.3f}",
@@ -76,6 +79,19 @@ def steps_table(results: List[dict]) -> str:
     return f"{_table(rows, head)}\n{machine(results[0])}\n"
 
 
+def keys_table(results: List[dict]) -> str:
+    """What keys make of the same step; each row has its own floor, measured beside it."""
+    rows = []
+    for found in results:
+        pairs = zip(found["opts"][::2], found["opts"][1::2])
+        given = ", ".join(f"`{key.removeprefix('DISTILL.TEACHER.')} {x}`" for key, x in pairs)
+        seconds = (found[key] for key in ("student_step_s", "teacher_needed_s", "distilled_step_s"))
+        cells = [NAMES[found["detector"]], found["method"], given or "defaults"]
+        rows.append([*cells, *(f"{x:.3f}" for x in seconds), f"{found['overhead_ratio']:.3f}"])
+    head = ["detector", "method", "DISTILL.TEACHER", "plain, s", "teacher, s", "distilled, s"]
+    return f"{_table(rows, [*head, 'of the floor'])}\n{machine(results[0])}\n"
+
+
 def losses_table(results: List[dict]) -> str:
     """Each loss's forward and backward, and a step under it alone."""
     head = ["detector", "method", "loss", "ms", "of the floor", "step under it alone, of its floor"]
@@ -84,7 +100,7 @@ def losses_table(results: List[dict]) -> str:
         floor = found["student_step_s"] + found["teacher_needed_s"]
         for name, seconds in found["losses"].items():
             alone = found["each_loss_alone"].get(name, found)["overhead_ratio"]
-            cells = [found["detector"], found["method"], name, f"{1000 * seconds:.1f}"]
+            cells = [NAMES[found["detector"]], found["method"], name, f"{1000 * seconds:.1f}"]
             rows.append([*cells, f"{seconds / floor:.3f}", f"{alone:.3f}"])
     return _table(rows, head)
 
@@ -166,13 +182,20 @@ def tables(folder: Path) -> Dict[str, str]:
             makers[name] = lambda results=results: steps_table(results)
             makers[f"{name} losses"] = lambda results=results: losses_table(results)
 
+    keys = read_folder(folder / "keys")
+    if keys:
+        makers["keys"] = lambda: keys_table(keys)
+
     def read(name: str) -> dict:
         return json.loads((folder / f"{name}.json").read_text())
 
     if (folder / "compare.json").is_file():
         makers["ssim"] = lambda: compare_table(read("compare"), "ssim")
         makers["masks"] = lambda: compare_table(read("compare"), "masks")
-    if (folder / "growth.json").is_file():
+    whole = {"overhead_ratio", "peak_memory_mib"}
+    if (folder / "growth.json").is_file() and all(
+        whole <= p.keys() for p in read("growth")["points"]
+    ):
         makers["growth"] = lambda: growth_tables(read("growth"))
     if (folder / "data.json").is_file():
         makers["data"] = lambda: data_table(read("data"))

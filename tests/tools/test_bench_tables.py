@@ -133,6 +133,10 @@ def results(tmp_path, measured):
     for name, ratio in {"fcos_a": 1.04, "gfl_a": 1.06}.items():
         machine.update(config=f"configs/shapes/FRS/{name}.yaml", overhead_ratio=ratio)
         (tmp_path / "shapes" / f"{name}.json").write_text(json.dumps(machine))
+    (tmp_path / "shapes" / "later.json").write_text('{"peak_memory_ratio": 1}')
+    (tmp_path / "keys").mkdir()
+    for name, opts in {"a": [], "b": ["DISTILL.TEACHER.COMPILE", "True", "SEED", "3"]}.items():
+        (tmp_path / "keys" / f"{name}.json").write_text(json.dumps({**machine, "opts": opts}))
     samples = {"d2kd": 1.0, "kornia": 2.5}
     masks = {"d2kd, 1 boxes": 1.0, "loop, 1 boxes": 3.0, "d2kd, 9 boxes": 2.0, "loop, 9 boxes": 8.0}
     groups = {
@@ -152,10 +156,10 @@ def results(tmp_path, measured):
 
 def test_tables(results):
     found = tables(results)
-    assert list(found) == ["shapes", "shapes losses", "ssim", "masks", "growth", "data"]
+    assert list(found) == ["shapes", "shapes losses", "keys", "ssim", "masks", "growth", "data"]
     # In the order of the detectors, and bold where the goal is missed.
     lines = found["shapes"].splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:4]] == ["fcos", "gfl"]
+    assert [line.split("|")[1].strip() for line in lines[2:4]] == ["FCOS", "GFL"]
     assert "1.040" in lines[2] and "**1.040**" not in lines[2] and "**1.060**" in lines[3]
     assert " cores, 1 thread; python 3" in found["shapes"]
     assert found["shapes losses"].count("| cls ") == 2
@@ -165,6 +169,16 @@ def test_tables(results):
     assert "pixels to the power of: TAR 0.75" in found["growth"]
     assert all(f"| {sweep.name} " in found["growth"] for sweep in SWEEPS)
     assert "2.0 %" in found["data"]
+    keys = [line.split("|")[3].strip() for line in found["keys"].splitlines()[2:4]]
+    assert keys == ["defaults", "`COMPILE True`, `SEED 3`"]
+
+
+def test_growth_that_is_not_whole_is_left_out(results):
+    path = results / "growth.json"
+    found = json.loads(path.read_text())
+    del found["points"][3]["overhead_ratio"]
+    path.write_text(json.dumps(found))
+    assert "growth" not in tables(results) and "data" in tables(results)
 
 
 def test_the_page_is_rewritten_between_its_marks(results, monkeypatch):
@@ -184,7 +198,7 @@ def test_all_jobs_are_commands_on_configs_that_are_there():
     found = bench_all.jobs()
     assert len({job.result for job in found}) == len(found)
     configs = [ROOT / job.command[2] for job in found if "--config-file" in job.command]
-    assert len(configs) == 18 and all(config.is_file() for config in configs)
+    assert len(configs) == 26 and all(config.is_file() for config in configs)
     assert all((ROOT / "tools" / job.command[0]).is_file() for job in found)
     shapes = {job.result for job in found if job.group == "shapes"}
     assert {f"shapes/{d}_FRS.json" for d in DETECTORS} < shapes
