@@ -101,7 +101,8 @@ def insert(document: Path, begin: str, text: str) -> None:
     between = re.compile(
         rf"(?<={re.escape(begin)}\n).*?(?=^<!-- end -->$)", re.DOTALL | re.MULTILINE
     )
-    document.write_text(between.sub(lambda _: f"\n{text}\n", document.read_text()))
+    # Once: where nothing stands between them yet, a second match would reach the next one's end.
+    document.write_text(between.sub(lambda _: f"\n{text}\n", document.read_text(), count=1))
 
 
 def merge(old: List[Row], new: List[Row]) -> List[Row]:

@@ -95,18 +95,23 @@ def test_new_rows_replace_old_ones():
 
 
 def test_report_files(tmp_path):
-    zoo, ends = tmp_path / "zoo.md", (
-        "before\n<!-- ablation shapes fcos -->\n",
-        "<!-- end -->\nafter\n",
-    )
-    zoo.write_text("stale\n".join(ends))
-    write_report([_row(), _row("FRS"), LONGER], tmp_path, "shapes", zoo)
-    write_report([_row(detector="gfl")], tmp_path, "shapes", zoo)
-    rows = json.loads((tmp_path / "shapes.json").read_text())["rows"]
-    assert [row["detector"] for row in rows] == ["fcos", "fcos", "fcos", "gfl"]
-    assert zoo.read_text() == f"\n{markdown([_row(), _row('FRS'), LONGER])}\n".join(ends)
+    (tmp_path / "zoo.md").touch()
+    for rows in ([_row(), _row("FRS"), LONGER], [_row(detector="gfl")]):
+        write_report(rows, tmp_path, "shapes", tmp_path / "zoo.md")
+    found = json.loads((tmp_path / "shapes.json").read_text())["rows"]
+    assert [row["detector"] for row in found] == ["fcos", "fcos", "fcos", "gfl"]
     for detector in ("fcos", "gfl"):
         assert (tmp_path / f"{detector}.png").stat().st_size > 5000
+
+
+def test_tables_replace_what_stands_between_their_lines(tmp_path):
+    zoo = tmp_path / "zoo.md"
+    around = ("before\n<!-- ablation shapes fcos -->\n", "<!-- end -->\nafter\n")
+    other = "<!-- ablation shapes gfl -->\nanother's\n<!-- end -->\n"
+    zoo.write_text("".join(around) + other)
+    for rows in ([_row()], [_row(), _row("FRS"), LONGER]):
+        write_report(rows, tmp_path, "shapes", zoo)
+        assert zoo.read_text() == f"\n{markdown(rows)}\n".join(around) + other
 
 
 @pytest.fixture
