@@ -96,13 +96,15 @@ def draw(points: List[dict], path: Path) -> None:
     """One panel for each sweep: seconds of plain student, teacher and distilled step."""
     panels: Dict[str, Dict[str, Tuple[np.ndarray, np.ndarray]]] = {}
     for point in points:
-        panel = panels.setdefault(point["sweep"], {})
+        side = "side" in point["sweep"]
+        value = 0.6 * point["value"] ** 2 / 1e6 if side else point["value"]
+        panel = panels.setdefault("megapixels" if side else point["sweep"], {})
         lines = [(f"{point['method']} distilled", "distilled_step_s")]
         if point["method"] == "TAR":
             lines += [("plain student", "student_step_s"), ("teacher, needed", "teacher_needed_s")]
         for label, key in lines:
             x, y = panel.get(label, (np.array([]), np.array([])))
-            panel[label] = np.append(x, point["value"]), np.append(y, point[key])
+            panel[label] = np.append(x, value), np.append(y, point[key])
     loglog_chart(panels, path)
 
 

@@ -153,7 +153,7 @@ def loglog_chart(panels: Dict[str, Dict[str, Tuple[np.ndarray, np.ndarray]]], pa
         x, y = next(iter(lines.values()))
         axis.plot(x, y[-1] * x / x[-1], color="#8c8c8c", linestyle=":", label="linear")
         axis.set(xscale="log", yscale="log", xlabel=title, ylabel="seconds")
-        axis.set_xticks(x, [f"{v:g}" for v in x])
+        axis.set_xticks(x, [f"{v:.3g}" for v in x])
         axis.minorticks_off()
         axis.legend(fontsize=7, frameon=False)
     figure.tight_layout()
