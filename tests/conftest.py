@@ -1,5 +1,7 @@
 """What several folders of tests share; helpers.py builds the tiny detectors."""
 
+import signal
+
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
@@ -10,6 +12,12 @@ from helpers import TRAIN_SET, register_train_set, write_teacher
 def one_thread():
     """Tiny networks are fastest so, and sums are always taken in the same order."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    """A shell lets its background jobs, and all that they start, ignore what tests send."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -74,15 +74,10 @@ def test_the_second_time_it_stops_at_once():
 
 
 def test_after_the_context_it_acts_as_before():
-    # A shell has its background jobs ignore Ctrl-C.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with interruptible():
-            pass
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with interruptible():
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_all_processes_collect_their_streams_before_the_checkpoint(tmp_path, monkeypatch):
