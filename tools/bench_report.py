@@ -82,7 +82,7 @@ def steps_table(results: List[dict]) -> str:
 def keys_table(results: List[dict]) -> str:
     """What keys make of the same step; each row has its own floor, measured beside it."""
     rows = []
-    for found in results:
+    for found in sorted(results, key=lambda r: (r["method"], -r["overhead_ratio"])):
         pairs = zip(found["opts"][::2], found["opts"][1::2])
         given = ", ".join(f"`{key.removeprefix('DISTILL.TEACHER.')} {x}`" for key, x in pairs)
         seconds = (found[key] for key in ("student_step_s", "teacher_needed_s", "distilled_step_s"))
@@ -99,9 +99,10 @@ def losses_table(results: List[dict]) -> str:
     for found in results:
         floor = found["student_step_s"] + found["teacher_needed_s"]
         for name, seconds in found["losses"].items():
-            alone = found["each_loss_alone"].get(name, found)["overhead_ratio"]
+            of_one = found if len(found["losses"]) == 1 else found["each_loss_alone"].get(name)
+            alone = f"{of_one['overhead_ratio']:.3f}" if of_one else ""
             cells = [NAMES[found["detector"]], found["method"], name, f"{1000 * seconds:.1f}"]
-            rows.append([*cells, f"{seconds / floor:.3f}", f"{alone:.3f}"])
+            rows.append([*cells, f"{seconds / floor:.3f}", alone])
     return _table(rows, head)
 
 
