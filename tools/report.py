@@ -106,8 +106,10 @@ def insert(document: Path, begin: str, text: str) -> None:
 
 
 def merge(old: List[Row], new: List[Row]) -> List[Row]:
-    """Both, with the new one where two have the same key; tables stay together."""
-    rows = {row.key: row for row in [*old, *new]}
+    """Both, the new ones first and in place of old ones of the same key; tables stay together."""
+    rows = {row.key: row for row in new}
+    for row in old:
+        rows.setdefault(row.key, row)
     return sorted(rows.values(), key=lambda row: row.table)
 
 

@@ -89,9 +89,9 @@ def test_gains_are_paired_and_against_both_baselines():
     assert cells["SSIM"][1].strip() == "+0.5 ± 0.9"
 
 
-def test_new_rows_replace_old_ones():
-    other = _row(detector="gfl")
-    assert merge([_row(), LONGER, other], [_row(ap=(9.0,))]) == [_row(ap=(9.0,)), LONGER, other]
+def test_new_rows_come_first_and_replace_old_ones():
+    other, new = _row(detector="gfl"), [_row(ap=(9.0,)), _row("FRS")]
+    assert merge([LONGER, _row(), other], new) == [*new, LONGER, other]
 
 
 def test_report_files(tmp_path):
