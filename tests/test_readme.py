@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from detectron2.config import get_cfg
 from helpers import build_pair, plain_cfg
 
 from d2kd import add_d2kd_config
 from d2kd.losses import DISTANCE_REGISTRY, MASK_REGISTRY, MaskInput
+from d2kd.modeling.build import read_teacher_config
 from d2kd.modeling.build_losses import build_distill_losses
+from d2kd.modeling.checks import check_pair
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -63,12 +64,17 @@ def test_the_recipe_for_a_distance_and_a_mask_works_as_printed():
     assert loss["feature"].distance.keywords == {"delta": 0.5}
 
 
-def test_the_yaml_of_the_five_steps_is_a_config(tmp_path):
-    text, *_ = blocks("Distil your own pair in five steps", "yaml")
-    bases = [str(ROOT / base) for base in yaml.safe_load(text)["_BASE_"]]
-    path = tmp_path / "mine.yaml"
-    path.write_text(re.sub(r"_BASE_: .*", f"_BASE_: {bases}", text))
+def test_the_yaml_of_the_five_steps_are_a_pair(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    names = ("mine_data.yaml", "mine_teacher.yaml", "mine.yaml")
+    for name, text in zip(names, blocks("Distil your own pair in five steps", "yaml")):
+        (tmp_path / name).write_text(text)
     cfg = get_cfg()
     add_d2kd_config(cfg)
-    cfg.merge_from_file(str(path))
+    cfg.merge_from_file("mine.yaml")
     assert cfg.DISTILL.ENABLED and cfg.DATASETS.CUSTOM.mine_train.FORMAT == "coco"
+    teacher = read_teacher_config(cfg)
+    assert (cfg.MODEL.RESNETS.DEPTH, teacher.MODEL.RESNETS.DEPTH) == (50, 101)
+    assert teacher.MODEL.WEIGHTS == f"{teacher.OUTPUT_DIR}/model_final.pth"
+    check_pair(cfg, teacher, frozenset({"features", "logits", "deltas"}))
