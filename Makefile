@@ -10,13 +10,12 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py
 
-# One thread: on the tests' tiny networks more of them only wait for each other.
 test: $(STAMP)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest --durations=10
 
 # A training that is killed over and over; what it prints are its lives.
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m slow -rP --show-capture=stdout
+	$(BIN)/python -m pytest -m slow -rP --show-capture=stdout
 
 # What training wrote under output/ stays, apart from the demo's.
 clean:

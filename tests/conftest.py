@@ -1,5 +1,6 @@
 """What several folders of tests share; helpers.py builds the tiny detectors."""
 
+import os
 import signal
 
 import pytest
@@ -7,11 +8,10 @@ import torch
 from detectron2.data import DatasetCatalog
 from helpers import TRAIN_SET, register_train_set, write_teacher
 
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Tiny networks are fastest so, and sums are always taken in the same order."""
-    torch.set_num_threads(1)
+# One thread, also in processes that tests start: tiny networks are fastest so, and sums are always
+# taken in the same order.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
