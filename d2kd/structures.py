@@ -55,6 +55,7 @@ class DistillStep:
     Attributes:
         student: attached to the graph.
         teacher: detached.
+        num_images: N, also of images without boxes.
         strides: level name -> pixels of the padded image per feature cell.
         gt_boxes: (B, 4) in pixels of the padded image; gt_image: (B,) index of their image.
         regions: (R, 4) the student's positive regions (proposals, anchors or points' boxes).
@@ -66,6 +67,7 @@ class DistillStep:
 
     student: DetectorOutputs
     teacher: DetectorOutputs
+    num_images: int
     strides: Dict[str, int]
     gt_boxes: Tensor
     gt_image: Tensor

@@ -68,8 +68,9 @@ class RegressionLoss(nn.Module):
 
     "box_loss" (TAR): ``weight / R * sum_i a_i * box_loss(t_i^S, t_i^T)`` with the detector's own
     box loss; R counts all positives, not only the accepted ones.
-    "distribution_kl" (LD): ``weight * sum_i a_i w_i KL_i / sum_i w_i`` over the detector's
-    box-edge distributions, w the student's best class probability, detached.
+    "distribution_kl" (LD): ``weight / N * sum_i a_i w_i KL_i`` over the detector's box-edge
+    distributions, w the student's best class probability, detached, N images. LD's released code
+    sums, with weight 0.25, over the two images of its GPUs: 2 * 0.25 here, for any batch.
     """
 
     name = "reg"
@@ -83,7 +84,7 @@ class RegressionLoss(nn.Module):
             gate: "student", "proposal" or "none", see :func:`accepted_regions`.
             distance: "box_loss", or "distribution_kl" for detectors with box-edge bins (GFL).
             temperature: of distribution_kl; LD's is 10. box_loss has none.
-            reduce: R, or the sum of the weights, is the mean over all processes.
+            reduce: R is the mean over all processes.
 
         Raises:
             ValueError: for an unknown gate or distance.
@@ -127,6 +128,4 @@ class RegressionLoss(nn.Module):
         )
         # Detectors with box-edge bins have sigmoid heads, without a background channel.
         weights = full_precision(step.student.logits.detach()).sigmoid().amax(dim=1)
-        accepted = accepted_regions(step, self.gate)
-        total = normalizer(weights.sum(), 1e-12, self.reduce)
-        return (accepted * weights * losses).sum() / total
+        return (accepted_regions(step, self.gate) * weights * losses).sum() / step.num_images

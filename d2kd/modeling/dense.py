@@ -71,6 +71,7 @@ def observe_dense(
             **_box_outputs(_gather(positives, boxes)),
         ),
         teacher=_observe_teacher(teacher, batch, images, positives, want),
+        num_images=len(batch),
         strides={name: spec.stride for name, spec in student.backbone.output_shape().items()},
         gt_boxes=all_gt_boxes,
         gt_image=gt_image,

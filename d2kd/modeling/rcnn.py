@@ -62,6 +62,7 @@ def observe_rcnn(
             deltas=_of_class(torch.cat([p.pred_deltas for p in positives]), labels),
         ),
         teacher=DetectorOutputs(teacher_features, teacher_dense, logits, deltas),
+        num_images=len(batch),
         strides={name: spec.stride for name, spec in student.backbone.output_shape().items()},
         gt_boxes=gt_boxes,
         gt_image=gt_image,

@@ -54,6 +54,7 @@ def make_step():
         return DistillStep(
             student=random_outputs(generator, dtype, requires_grad=True, **shape),
             teacher=random_outputs(generator, dtype, requires_grad=False, **shape),
+            num_images=2,
             strides=STRIDES,
             gt_boxes=truth,
             gt_image=torch.arange(boxes) % 2,
