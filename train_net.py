@@ -12,15 +12,14 @@ from collections import OrderedDict
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from d2kd import DistillTrainer, add_d2kd_config
-from d2kd.config_checks import check_config
-from d2kd.config_io import merge_file, merge_options
+from d2kd import DistillTrainer
+from d2kd.config_io import load_config
 from d2kd.data import check_num_classes, register_custom_datasets
 from d2kd.engine.interrupt import interruptible
 from d2kd.engine.launch import add_launch_options, launch
@@ -29,17 +28,8 @@ from d2kd.modeling.build import build_teacher, read_teacher_config
 from d2kd.modeling.checkpoints import find_weights
 
 
-def read_config(args) -> CfgNode:
-    cfg = get_cfg()
-    add_d2kd_config(cfg)
-    merge_file(cfg, args.config_file)
-    merge_options(cfg, args.opts)
-    check_config(cfg)
-    return cfg
-
-
 def setup(args) -> CfgNode:
-    cfg = read_config(args)
+    cfg = load_config(args.config_file, args.opts)
     prepare_output(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2kd")
     register_custom_datasets(cfg)
@@ -103,4 +93,4 @@ if __name__ == "__main__":
     )
     add_launch_options(parser)
     args = parser.parse_args()
-    launch(main, args, read_config(args), (args,))
+    launch(main, args, load_config(args.config_file, args.opts), (args,))

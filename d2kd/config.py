@@ -1,12 +1,14 @@
 """Every configuration key that d2kd adds to Detectron2's, each declared once and here."""
 
+from typing import Any
+
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
 from .config_fcos import add_fcos_config
 from .config_gfl import add_gfl_config
 
-__all__ = ["LOSS_NAMES", "add_d2kd_config", "plain_config"]
+__all__ = ["LOSS_NAMES", "add_d2kd_config", "get_value", "plain_config"]
 
 LOSS_NAMES = ("feature", "cls", "reg")
 PROPOSALS = ("student", "union")
@@ -147,6 +149,13 @@ def _add_mask_and_distance_keys(node: CN) -> None:
     # Both maps are min-max scaled to [0, 1] per "image_channel", "image", "level", or not
     # ("none"); which axis is a choice.
     node.DISTANCES.SSIM.SCALING = "image_channel"
+
+
+def get_value(cfg: CN, key: str) -> Any:
+    """The value of a dotted key; None where this version of Detectron2 has no such key."""
+    for part in key.split("."):
+        cfg = cfg.get(part) if cfg is not None else None
+    return cfg
 
 
 def plain_config(cfg: CN) -> CN:

@@ -1,28 +1,26 @@
 """Are the values of a config in their ranges? Asked before anything is read or built."""
 
-import math
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from detectron2.config import CfgNode
 
-from .config import LAYOUTS, PRECISIONS, PROPOSALS
-from .config_io import ConfigError, get
+from .config import LAYOUTS, PRECISIONS, PROPOSALS, get_value
+from .data.coco_checks import is_number
 from .data.mapper import BAD_IMAGES
 from .data.records import did_you_mean
 from .layers import ADAPTERS
 from .losses import DISTANCE_REGISTRY, MASK_REGISTRY
 
-__all__ = ["check_config"]
+__all__ = ["ConfigError", "check_config"]
 
 
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+class ConfigError(ValueError):
+    """A config file or an option on the command line cannot be used."""
 
 
 Rule = Tuple[Callable[[Any], bool], str]
-POSITIVE: Rule = (lambda x: _is_number(x) and x > 0, "a number above 0")
-NOT_NEGATIVE: Rule = (lambda x: _is_number(x) and x >= 0, "a number, 0 or above")
+POSITIVE: Rule = (lambda x: is_number(x) and x > 0, "a number above 0")
+NOT_NEGATIVE: Rule = (lambda x: is_number(x) and x >= 0, "a number, 0 or above")
 AT_LEAST_1: Rule = (lambda x: type(x) is int and x > 0, "a whole number, 1 or above")
 
 _RANGES: Dict[str, Rule] = {
@@ -79,10 +77,10 @@ def check_config(cfg: CfgNode) -> None:
         choices.update(_distill_choices())
     problems: List[str] = []
     for key, (holds, text) in ranges.items():
-        if not holds(get(cfg, key)):
-            problems.append(f"  {key} is {get(cfg, key)!r}: set it to {text}")
+        if not holds(get_value(cfg, key)):
+            problems.append(f"  {key} is {get_value(cfg, key)!r}: set it to {text}")
     for key, known in choices.items():
-        value = get(cfg, key)
+        value = get_value(cfg, key)
         if value not in known:
             hint = did_you_mean(value, known)
             problems.append(f"  {key} is {value!r}: set it to one of {sorted(known)}.{hint}")

@@ -1,19 +1,36 @@
 """Reading configs so that whatever is wrong is named: the file, the key, and what was likely meant."""
 
 import os
-from typing import Any, Iterator, List, Sequence
+from typing import Iterator, List, Sequence
 
 import yaml
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
+from .config import add_d2kd_config
+from .config_checks import ConfigError, check_config
 from .data.records import did_you_mean
 
-__all__ = ["ConfigError", "all_keys", "merge_file", "merge_options"]
+__all__ = ["ConfigError", "all_keys", "load_config", "merge_file", "merge_options"]
 
 
-class ConfigError(ValueError):
-    """A config file or an option on the command line cannot be used."""
+def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
+    """
+    The config of a training: a yaml over the defaults, options over it, every value in its range.
+
+    Args:
+        path: of the yaml.
+        options: ``KEY VALUE ...`` of the command line.
+
+    Raises:
+        FileNotFoundError, ConfigError: as ``merge_file``, ``merge_options`` and ``check_config``.
+    """
+    cfg = get_cfg()
+    add_d2kd_config(cfg)
+    merge_file(cfg, path)
+    merge_options(cfg, options)
+    check_config(cfg)
+    return cfg
 
 
 def all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
@@ -126,10 +143,3 @@ def _readable(error: Exception) -> str:
     if text.startswith("Type mismatch (<class 'float'> vs. <class 'int'>"):
         text += " (write the number with a decimal point: 2.0, not 2)"
     return text
-
-
-def get(cfg: CfgNode, key: str) -> Any:
-    """The value of a dotted key."""
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

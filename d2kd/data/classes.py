@@ -5,6 +5,7 @@ from typing import Optional
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..config import get_value
 from .errors import DatasetError
 
 NUM_CLASSES_KEYS = {
@@ -23,10 +24,7 @@ def num_classes_key(cfg: CfgNode) -> Optional[str]:
 def num_classes(cfg: CfgNode) -> Optional[int]:
     """The number of classes cfg's detector predicts; None if its meta-architecture is unknown."""
     key = num_classes_key(cfg)
-    node = cfg
-    for part in key.split(".") if key else ():
-        node = node[part]
-    return node if key else None
+    return get_value(cfg, key) if key else None
 
 
 def check_num_classes(cfg: CfgNode) -> None:

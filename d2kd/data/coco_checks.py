@@ -10,7 +10,7 @@ __all__ = ["REQUIRED", "check_annotations", "check_lists"]
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a finite number; JSON's true and false are none."""
+    """Whether this is a finite number; true and false are none."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and math.isfinite(value)
 

@@ -4,11 +4,9 @@ import os
 import shutil
 from typing import List, Optional, Sequence, Tuple
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..config import add_d2kd_config
-from ..config_checks import check_config
-from ..config_io import merge_file, merge_options
+from ..config_io import load_config
 from ..engine.output import OutputError, prepare_output
 from .finding import Finding, error, ok
 
@@ -17,12 +15,8 @@ __all__ = ["check_output", "read_config"]
 
 def read_config(path: str, options: Sequence[str]) -> Tuple[Optional[CfgNode], List[Finding]]:
     """The frozen config, or None where it cannot be used, and what was found."""
-    cfg = get_cfg()
-    add_d2kd_config(cfg)
     try:
-        merge_file(cfg, path)
-        merge_options(cfg, options)
-        check_config(cfg)
+        cfg = load_config(path, options)
     except (ValueError, FileNotFoundError) as problem:
         return None, [error("config", str(problem))]
     cfg.freeze()

@@ -1,10 +1,11 @@
 """What must agree between a student and its teacher, checked before the first step."""
 
-from typing import Any, FrozenSet, Iterable
+from typing import FrozenSet, Iterable
 
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..config import get_value
 from ..data import num_classes_key
 
 __all__ = ["check_dense_levels", "check_levels", "check_pair", "check_two_stage"]
@@ -30,16 +31,9 @@ _DENSE_LEVEL_KEYS = {
 }
 
 
-def _get(cfg: CfgNode, key: str) -> Any:
-    """The value of a dotted key; None where this version of Detectron2 has no such key."""
-    for part in key.split("."):
-        cfg = cfg.get(part) if cfg is not None else None
-    return cfg
-
-
 def _check_keys(cfg: CfgNode, teacher_cfg: CfgNode, keys: Iterable[str], why: str) -> None:
     for key in keys:
-        ours, theirs = _get(cfg, key), _get(teacher_cfg, key)
+        ours, theirs = get_value(cfg, key), get_value(teacher_cfg, key)
         if ours != theirs:
             raise ValueError(
                 f"{key} is {ours} for the student and {theirs} for the teacher, but {why}: set "
@@ -96,7 +90,7 @@ def check_two_stage(cfg: CfgNode, whose: str) -> None:
         "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
     }
     for key, value in standard.items():
-        found = _get(cfg, key)
+        found = get_value(cfg, key)
         if found is not None and found != value:
             raise ValueError(f"{whose} {key} is {found!r}: set it to {value!r}")
 
@@ -112,11 +106,11 @@ def check_dense_levels(cfg: CfgNode, levels: Iterable[str]) -> None:
         ValueError: names the levels without, and the key.
     """
     key = _DENSE_LEVEL_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
-    lacking = sorted(set(levels) - set(_get(cfg, key))) if key else []
+    lacking = sorted(set(levels) - set(get_value(cfg, key))) if key else []
     if lacking:
         raise ValueError(
             f"the mask {cfg.DISTILL.FEATURE.MASK!r} reads the dense head, which does not look at "
-            f"{lacking}: set DISTILL.FEATURE.LEVELS to some of {key}, {_get(cfg, key)}"
+            f"{lacking}: set DISTILL.FEATURE.LEVELS to some of {key}, {get_value(cfg, key)}"
         )
 
 

@@ -4,9 +4,9 @@ import pytest
 from detectron2.config import get_cfg
 from helpers import distill_cfg, plain_cfg
 
-from d2kd.config import add_d2kd_config
+from d2kd.config import add_d2kd_config, get_value
 from d2kd.config_checks import check_config
-from d2kd.config_io import ConfigError, merge_file, merge_options
+from d2kd.config_io import ConfigError, load_config, merge_file, merge_options
 from d2kd.modeling.build import read_teacher_config
 
 
@@ -75,6 +75,21 @@ def test_good_file_and_options(tmp_path):
     merge_options(cfg, ["SOLVER.IMS_PER_BATCH", "4"])
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH) == (6, 0.5, 4)
     assert cfg.DATASETS.CUSTOM.mine.FORMAT == "coco" and cfg.DISTILL.DISTANCES.HUBER.DELTA == 1.5
+
+
+def test_a_config_is_read_over_the_defaults_under_the_options_and_checked(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("SOLVER: {MAX_ITER: 6, BASE_LR: 0.5}")
+    cfg = load_config(str(path), ["SOLVER.MAX_ITER", "7"])
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.DISTILL.ENABLED) == (7, 0.5, False)
+    with pytest.raises(ConfigError, match="SOLVER.MAX_ITER is 0: set it to"):
+        load_config(str(path), ["SOLVER.MAX_ITER", "0"])
+
+
+def test_a_dotted_key_has_a_value_or_none():
+    cfg = _cfg()
+    assert get_value(cfg, "DISTILL.CLS.DISTANCE") == "cross_entropy"
+    assert get_value(cfg, "MODEL.NOWHERE") is None and get_value(cfg, "MODEL.NO.WHERE") is None
 
 
 @pytest.mark.parametrize(

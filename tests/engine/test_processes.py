@@ -28,6 +28,7 @@ from helpers import (
 )
 from many import fast_start, free_address, options
 
+from d2kd.config_io import load_config
 from d2kd.engine import DistillTrainer
 from d2kd.engine.children import run_children
 from d2kd.engine.group import Group, data_parallel, join_group
@@ -258,7 +259,7 @@ def test_torchrun_trains_as_our_own_launch(monkeypatch, tmp_path):
     add_launch_options(parser)
     args = parser.parse_args(["--num-processes", "2", *config, str(tmp_path / "b")])
     args.eval_teacher = False
-    launch(train_net.main, args, train_net.read_config(args), (args,))
+    launch(train_net.main, args, load_config(args.config_file, args.opts), (args,))
     a, b = (torch.load(tmp_path / name / "model_final.pth")["model"] for name in "ab")
     assert all(torch.equal(a[name], b[name]) for name in a)
     rows = (tmp_path / "a" / "metrics.json").read_text()
