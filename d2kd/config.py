@@ -8,12 +8,14 @@ from detectron2.config import get_cfg
 from .config_fcos import add_fcos_config
 from .config_gfl import add_gfl_config
 
-__all__ = ["LOSS_NAMES", "add_d2kd_config", "get_value", "plain_config"]
+__all__ = ["LOSS_NAMES", "OPTIMIZERS", "SCHEDULES", "add_d2kd_config", "get_value", "plain_config"]
 
 LOSS_NAMES = ("feature", "cls", "reg")
 PROPOSALS = ("student", "union")
 PRECISIONS = ("student", "float32", "bfloat16", "float16")
 LAYOUTS = ("auto", "channels_first", "channels_last")
+OPTIMIZERS = ("SGD", "ADAMW")
+SCHEDULES = ("constant", "linear", "cosine", "step")
 
 
 def add_d2kd_config(cfg: CN) -> None:

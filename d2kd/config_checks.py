@@ -1,29 +1,70 @@
 """Are the values of a config in their ranges? Asked before anything is read or built."""
 
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, Sequence, Tuple
 
+import torch
 from detectron2.config import CfgNode
 
-from .config import LAYOUTS, PRECISIONS, PROPOSALS, get_value
+from .config import (
+    LAYOUTS,
+    LOSS_NAMES,
+    OPTIMIZERS,
+    PRECISIONS,
+    PROPOSALS,
+    SCHEDULES,
+    get_value,
+)
 from .data.coco_checks import is_number
 from .data.mapper import BAD_IMAGES
 from .data.records import did_you_mean
 from .layers import ADAPTERS
 from .losses import DISTANCE_REGISTRY, MASK_REGISTRY
+from .losses.classification import DISTANCES as CLS_DISTANCES
+from .losses.feature import CHANNELS
+from .losses.masks import BOX_LEVELS
+from .losses.regression import DISTANCES as REG_DISTANCES
+from .losses.regression import GATES
+from .losses.ssim import SCALINGS
 
-__all__ = ["ConfigError", "check_config"]
+__all__ = ["ConfigError", "check_config", "check_schedule"]
 
 
 class ConfigError(ValueError):
     """A config file or an option on the command line cannot be used."""
 
 
+def _is_device(value: Any) -> bool:
+    try:
+        return bool(torch.device(value).type)
+    except (RuntimeError, TypeError):
+        return False
+
+
+def _are_rising_fractions(values: Sequence[float]) -> bool:
+    """In thousandths, which is how finely the schedule's milestones are counted."""
+    marks = [round(1000 * x) for x in values if is_number(x)]
+    rising = marks == sorted({mark for mark in marks if 0 < mark < 1000})
+    return bool(marks) and rising and len(marks) == len(values)
+
+
 Rule = Tuple[Callable[[Any], bool], str]
+Problems = Iterator[str]
 POSITIVE: Rule = (lambda x: is_number(x) and x > 0, "a number above 0")
 NOT_NEGATIVE: Rule = (lambda x: is_number(x) and x >= 0, "a number, 0 or above")
 AT_LEAST_1: Rule = (lambda x: type(x) is int and x > 0, "a whole number, 1 or above")
+ODD: Rule = (
+    lambda x: type(x) is int and x > 0 and x % 2 == 1,
+    "an odd whole number, 1 or above: the window has a centre",
+)
+DEVICE: Rule = (_is_device, "'cuda', 'cuda:N' or 'cpu'")
+SOME_LOSSES: Rule = (
+    lambda x: len(x) > 0 and set(x) <= set(LOSS_NAMES),
+    f"one or more of {list(LOSS_NAMES)}, or set DISTILL.ENABLED False to train without a teacher",
+)
+FRACTIONS: Rule = (_are_rising_fractions, "rising fractions between 0 and 1, as (0.667, 0.889)")
 
 _RANGES: Dict[str, Rule] = {
+    "MODEL.DEVICE": DEVICE,
     "SOLVER.ACCUMULATE_STEPS": AT_LEAST_1,
     "SOLVER.MAX_ITER": POSITIVE,
     "SOLVER.IMS_PER_BATCH": POSITIVE,
@@ -31,17 +72,19 @@ _RANGES: Dict[str, Rule] = {
     "DATALOADER.NUM_WORKERS": NOT_NEGATIVE,
 }
 _DISTILL_RANGES: Dict[str, Rule] = {
+    "DISTILL.LOSSES": SOME_LOSSES,
     "DISTILL.FEATURE.WEIGHT": NOT_NEGATIVE,
     "DISTILL.CLS.WEIGHT": NOT_NEGATIVE,
     "DISTILL.REG.WEIGHT": NOT_NEGATIVE,
     "DISTILL.CLS.TEMPERATURE": POSITIVE,
     "DISTILL.REG.TEMPERATURE": POSITIVE,
-    "DISTILL.SCHEDULE.WARMUP_ITERS": NOT_NEGATIVE,
-    "DISTILL.SCHEDULE.GAMMA": NOT_NEGATIVE,
     "DISTILL.MASKS.GAUSSIAN.SIGMA2": POSITIVE,
     "DISTILL.DISTANCES.CHANNEL_KL.TEMPERATURE": POSITIVE,
-    "DISTILL.DISTANCES.SSIM.WINDOW": POSITIVE,
+    "DISTILL.DISTANCES.SSIM.WINDOW": ODD,
     "DISTILL.DISTANCES.SSIM.SIGMA": POSITIVE,
+    "DISTILL.DISTANCES.SSIM.ALPHA": NOT_NEGATIVE,
+    "DISTILL.DISTANCES.SSIM.BETA": NOT_NEGATIVE,
+    "DISTILL.DISTANCES.SSIM.GAMMA": NOT_NEGATIVE,
     "DISTILL.DISTANCES.SSIM.K1": POSITIVE,
     "DISTILL.DISTANCES.SSIM.K2": POSITIVE,
     "DISTILL.DISTANCES.SSIM.RANGE": POSITIVE,
@@ -54,13 +97,17 @@ def _distill_choices() -> Dict[str, Sequence[str]]:
     return {
         "DISTILL.FEATURE.MASK": masks,
         "DISTILL.FEATURE.DISTANCE": [name for name, _ in DISTANCE_REGISTRY],
-        "DISTILL.FEATURE.CHANNELS": ("mean", "sum"),
+        "DISTILL.FEATURE.CHANNELS": CHANNELS,
         "DISTILL.FEATURE.ADAPTER": ADAPTERS,
         "DISTILL.CLS.WHERE": ["positives", *masks],
+        "DISTILL.CLS.DISTANCE": CLS_DISTANCES,
+        "DISTILL.REG.DISTANCE": REG_DISTANCES,
+        "DISTILL.REG.GATE": GATES,
+        "DISTILL.DISTANCES.SSIM.SCALING": list(SCALINGS),
         "DISTILL.PROPOSALS": PROPOSALS,
         "DISTILL.TEACHER.LAYOUT": LAYOUTS,
         "DISTILL.TEACHER.PRECISION": PRECISIONS,
-        "DISTILL.MASKS.GAUSSIAN.LEVELS": ("all", "own"),
+        "DISTILL.MASKS.GAUSSIAN.LEVELS": BOX_LEVELS,
     }
 
 
@@ -71,18 +118,57 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: names each key, its value, and what it may be.
     """
-    ranges, choices = dict(_RANGES), {"DATALOADER.BAD_IMAGES": BAD_IMAGES}
+    ranges = dict(_RANGES)
+    choices = {"DATALOADER.BAD_IMAGES": BAD_IMAGES, "SOLVER.OPTIMIZER": OPTIMIZERS}
     if cfg.DISTILL.ENABLED:
         ranges.update(_DISTILL_RANGES)
         choices.update(_distill_choices())
-    problems: List[str] = []
+    problems = [*_out_of_range(cfg, ranges), *_unknown(cfg, choices)]
+    if cfg.DISTILL.ENABLED:
+        problems += [*_schedule_problems(cfg), *_exponent_problems(cfg)]
+    _refuse(problems)
+
+
+def check_schedule(cfg: CfgNode) -> None:
+    """The part of ``check_config`` about DISTILL.SCHEDULE."""
+    _refuse(list(_schedule_problems(cfg)))
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(["the config has values out of range:", *problems]))
+
+
+def _out_of_range(cfg: CfgNode, ranges: Dict[str, Rule]) -> Problems:
     for key, (holds, text) in ranges.items():
         if not holds(get_value(cfg, key)):
-            problems.append(f"  {key} is {get_value(cfg, key)!r}: set it to {text}")
+            yield f"  {key} is {get_value(cfg, key)!r}: set it to {text}"
+
+
+def _unknown(cfg: CfgNode, choices: Dict[str, Sequence[str]]) -> Problems:
     for key, known in choices.items():
         value = get_value(cfg, key)
         if value not in known:
             hint = did_you_mean(value, known)
-            problems.append(f"  {key} is {value!r}: set it to one of {sorted(known)}.{hint}")
-    if problems:
-        raise ConfigError("\n".join(["the config has values out of range:", *problems]))
+            yield f"  {key} is {value!r}: set it to one of {sorted(known)}.{hint}"
+
+
+def _schedule_problems(cfg: CfgNode) -> Problems:
+    ranges = {
+        "DISTILL.SCHEDULE.WARMUP_ITERS": NOT_NEGATIVE,
+        "DISTILL.SCHEDULE.GAMMA": NOT_NEGATIVE,
+    }
+    if cfg.DISTILL.SCHEDULE.NAME == "step":
+        ranges["DISTILL.SCHEDULE.STEPS"] = FRACTIONS
+    yield from _unknown(cfg, {"DISTILL.SCHEDULE.NAME": SCHEDULES})
+    yield from _out_of_range(cfg, ranges)
+    warmup, last = cfg.DISTILL.SCHEDULE.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
+    if is_number(warmup) and warmup > 0 and warmup >= last:
+        key = "DISTILL.SCHEDULE.WARMUP_ITERS"
+        yield f"  {key} is {warmup}: set it below SOLVER.MAX_ITER, {last}"
+
+
+def _exponent_problems(cfg: CfgNode) -> Problems:
+    keys = [f"DISTILL.DISTANCES.SSIM.{name}" for name in ("ALPHA", "BETA", "GAMMA")]
+    if not any(get_value(cfg, key) for key in keys):
+        yield f"  {', '.join(keys)} are all 0: set one of them to a number above 0"

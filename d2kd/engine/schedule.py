@@ -10,6 +10,8 @@ from fvcore.common.param_scheduler import (
     ParamScheduler,
 )
 
+from ..config_checks import check_schedule
+
 __all__ = ["build_schedule"]
 
 
@@ -17,13 +19,10 @@ def _step(node: CfgNode) -> ParamScheduler:
     # Milestones of fvcore are counted in updates, here thousandths of the training.
     values = [node.GAMMA**i for i in range(len(node.STEPS) + 1)]
     milestones = [round(1000 * x) for x in node.STEPS]
-    if not milestones or milestones != sorted({m for m in milestones if 0 < m < 1000}):
-        raise ValueError(
-            f"DISTILL.SCHEDULE.STEPS is {node.STEPS}: set it to rising fractions between 0 and 1"
-        )
     return MultiStepParamScheduler(values, milestones=milestones, num_updates=1000)
 
 
+# Of config.SCHEDULES.
 _SHAPES = {
     "constant": lambda node: ConstantParamScheduler(1.0),
     "linear": lambda node: LinearParamScheduler(1.0, 0.0),
@@ -45,21 +44,14 @@ def build_schedule(cfg: CfgNode) -> ParamScheduler:
         ParamScheduler: progress in [0, 1) -> factor in [0, 1].
 
     Raises:
-        ValueError: unknown DISTILL.SCHEDULE.NAME, or a warm-up longer than the training.
+        ConfigError: unknown DISTILL.SCHEDULE.NAME, STEPS that do not rise, or a warm-up longer than
+            the training.
     """
+    check_schedule(cfg)
     node, max_iter = cfg.DISTILL.SCHEDULE, cfg.SOLVER.MAX_ITER
-    if node.NAME not in _SHAPES:
-        raise ValueError(
-            f"DISTILL.SCHEDULE.NAME is {node.NAME!r}: set it to one of {sorted(_SHAPES)}"
-        )
     schedule = _SHAPES[node.NAME](node)
     if node.WARMUP_ITERS == 0:
         return schedule
-    if not 0 < node.WARMUP_ITERS < max_iter:
-        raise ValueError(
-            f"DISTILL.SCHEDULE.WARMUP_ITERS is {node.WARMUP_ITERS}: set it below SOLVER.MAX_ITER, "
-            f"{max_iter}"
-        )
     return WarmupParamScheduler(
         schedule, warmup_factor=0.0, warmup_length=node.WARMUP_ITERS / max_iter
     )

@@ -17,7 +17,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..config import plain_config
+from ..config import OPTIMIZERS, plain_config
 from ..data import build_evaluator, build_mapper
 from ..data.loader import build_train_loader
 from ..modeling.build import build_teacher, read_teacher_config
@@ -106,12 +106,12 @@ class DistillTrainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """Detectron2's SGD, or AdamW over the same parameter groups (SOLVER.OPTIMIZER)."""
+        if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
+            raise ValueError(
+                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}: set it to one of {OPTIMIZERS}"
+            )
         if cfg.SOLVER.OPTIMIZER == "SGD":
             return super().build_optimizer(cfg, model)
-        if cfg.SOLVER.OPTIMIZER != "ADAMW":
-            raise ValueError(
-                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}: set it to 'SGD' or 'ADAMW'"
-            )
         params = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,

@@ -15,7 +15,7 @@ from .common import bind, check_same_size, full_precision, no_autocast
 from .masks import MASK_REGISTRY
 from .reduce import masked_means, normalizer
 
-__all__ = ["ClassificationLoss", "binary_soft_loss", "categorical_soft_loss"]
+__all__ = ["DISTANCES", "ClassificationLoss", "binary_soft_loss", "categorical_soft_loss"]
 
 DISTANCES = ("cross_entropy", "kl")
 

@@ -14,7 +14,9 @@ from .distances import DISTANCE_REGISTRY
 from .masks import MASK_REGISTRY
 from .reduce import masked_means
 
-__all__ = ["FeatureLoss"]
+__all__ = ["CHANNELS", "FeatureLoss"]
+
+CHANNELS = ("mean", "sum")
 
 
 class FeatureLoss(nn.Module):
@@ -53,7 +55,7 @@ class FeatureLoss(nn.Module):
             ValueError: for an unknown parameter or value, or without any level.
         """
         super().__init__()
-        if channels not in ("mean", "sum"):
+        if channels not in CHANNELS:
             raise ValueError(f"channels must be 'mean' or 'sum', not {channels!r}")
         if not len(adapters):
             raise ValueError("a feature loss needs at least one level: set DISTILL.FEATURE.LEVELS")

@@ -17,6 +17,7 @@ from torch import Tensor
 from .common import full_precision
 
 __all__ = [
+    "BOX_LEVELS",
     "MASK_REGISTRY",
     "MaskInput",
     "gaussian",
@@ -24,6 +25,9 @@ __all__ = [
     "richness",
     "uniform",
 ]
+
+# Of the gaussian mask: a box marks all levels, or its own.
+BOX_LEVELS = ("all", "own")
 
 MASK_REGISTRY = Registry("MASK")
 MASK_REGISTRY.__doc__ = """
@@ -99,7 +103,7 @@ def gaussian(inputs: MaskInput, *, sigma2: float = 2.0, levels: str = "all") -> 
     Raises:
         ValueError: if ``levels`` is neither "all" nor "own".
     """
-    if levels not in ("all", "own"):
+    if levels not in BOX_LEVELS:
         raise ValueError(f"levels of the gaussian mask must be 'all' or 'own', not {levels!r}")
     boxes = full_precision(inputs.boxes)
     if levels == "own":

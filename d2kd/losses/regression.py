@@ -14,7 +14,7 @@ from ..structures import DistillStep
 from .common import full_precision, no_autocast
 from .reduce import normalizer
 
-__all__ = ["RegressionLoss", "accepted_regions", "edge_distribution_kl"]
+__all__ = ["DISTANCES", "GATES", "RegressionLoss", "accepted_regions", "edge_distribution_kl"]
 
 GATES = ("student", "proposal", "none")
 DISTANCES = ("box_loss", "distribution_kl")

@@ -124,6 +124,18 @@ def test_options(options, words):
         ("DISTILL.CLS.WHERE", "positive", "Did you mean 'positives'?"),
         ("DISTILL.DISTANCES.SSIM.SIGMA", 0.0, "a number above 0"),
         ("DISTILL.TEACHER.LAYOUT", "channel_last", "Did you mean 'channels_last'?"),
+        ("MODEL.DEVICE", "gpu", "'cuda', 'cuda:N' or 'cpu'"),
+        ("SOLVER.OPTIMIZER", "ADAM", "Did you mean 'ADAMW'?"),
+        ("DISTILL.LOSSES", ["features"], "one or more of ['feature', 'cls', 'reg']"),
+        ("DISTILL.LOSSES", [], "DISTILL.ENABLED False to train without a teacher"),
+        ("DISTILL.SCHEDULE.NAME", "cosin", "Did you mean 'cosine'?"),
+        ("DISTILL.SCHEDULE.WARMUP_ITERS", -1, "a number, 0 or above"),
+        ("DISTILL.CLS.DISTANCE", "cross-entropy", "Did you mean 'cross_entropy'?"),
+        ("DISTILL.REG.DISTANCE", "distribution", "['box_loss', 'distribution_kl']"),
+        ("DISTILL.REG.GATE", "teacher", "['none', 'proposal', 'student']"),
+        ("DISTILL.DISTANCES.SSIM.SCALING", "images", "Did you mean 'image'?"),
+        ("DISTILL.DISTANCES.SSIM.WINDOW", 8, "an odd whole number"),
+        ("DISTILL.DISTANCES.SSIM.GAMMA", -1.0, "a number, 0 or above"),
     ],
 )
 def test_values_out_of_range(key, value, words):
@@ -139,6 +151,20 @@ def test_all_values_out_of_range_are_listed_and_unused_ones_are_not():
     with pytest.raises(ConfigError, match="(?s)DISTILL.CLS.WEIGHT.*DISTILL.REG.WEIGHT"):
         check_config(distill_cfg(("a.yaml", "a.pth"), *spoilt))
     check_config(plain_cfg(*spoilt))
+
+
+def test_values_that_do_not_go_together():
+    teacher, ssim = ("a.yaml", "a.pth"), "DISTILL.DISTANCES.SSIM."
+    exponents = [f"{ssim}ALPHA", 0.0, f"{ssim}BETA", 0.0, f"{ssim}GAMMA", 0.0]
+    check_config(distill_cfg(teacher, *exponents[:4]))
+    with pytest.raises(ConfigError, match="SSIM.ALPHA, .*SSIM.GAMMA are all 0: set one"):
+        check_config(distill_cfg(teacher, *exponents))
+    name, steps = ["DISTILL.SCHEDULE.NAME", "step"], ["DISTILL.SCHEDULE.STEPS", (0.9, 0.5)]
+    check_config(distill_cfg(teacher, *steps))
+    with pytest.raises(ConfigError, match="STEPS is .0.9, 0.5.: set it to rising fractions"):
+        check_config(distill_cfg(teacher, *steps, *name))
+    with pytest.raises(ConfigError, match="WARMUP_ITERS is 3: set it below SOLVER.MAX_ITER, 3"):
+        check_config(distill_cfg(teacher, "DISTILL.SCHEDULE.WARMUP_ITERS", 3))
 
 
 def test_a_teachers_file_is_read_as_carefully(tmp_path):

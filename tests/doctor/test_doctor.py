@@ -94,6 +94,10 @@ def test_the_suggested_weight_brings_the_ratio_to_its_target(setup):
     [
         (["DISTIL.CLS.WEIGHT", "1.0"], "config", "error", "Did you mean 'DISTILL.CLS.WEIGHT'?"),
         (["DISTILL.CLS.WEIGHT", "-1.0"], "config", "error", "a number, 0 or above"),
+        (["DISTILL.REG.GATE", "teacher"], "config", "error", "DISTILL.REG.GATE is 'teacher'"),
+        (["DISTILL.SCHEDULE.NAME", "non"], "config", "error", "DISTILL.SCHEDULE.NAME is 'non'"),
+        (["DISTILL.DISTANCES.SSIM.WINDOW", "8"], "config", "error", "an odd whole number"),
+        (["SOLVER.OPTIMIZER", "ADAM"], "config", "error", "Did you mean 'ADAMW'?"),
         (["DATASETS.TRAIN", "('minne',)"], "data", "error", "Did you mean 'mine'?"),
         (["DISTILL.TEACHER.WEIGHTS", "absent.pth"], "teacher", "error", "absent.pth is not there"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "7"], "data", "error", "NUM_CLASSES to 4"),

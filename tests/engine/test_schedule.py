@@ -5,6 +5,7 @@ import math
 import pytest
 from helpers import plain_cfg
 
+from d2kd.config import SCHEDULES
 from d2kd.engine import build_schedule
 
 ITERATIONS = 1000
@@ -66,6 +67,10 @@ def test_linear_decay_is_tar():
 def test_errors_name_the_key(name, warmup, message):
     with pytest.raises(ValueError, match=message):
         _factors(name, warmup)
+
+
+def test_every_name_has_its_form():
+    assert set(SCHEDULES) == set(FORMS)
 
 
 @pytest.mark.parametrize("steps", [(0.9, 0.6), (0.5, 1.5), (-0.1,), ()])

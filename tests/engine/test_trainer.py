@@ -185,7 +185,9 @@ def test_absent_student_weights_are_named(teacher_files, tmp_path):
 
 def test_unknown_optimizer_is_named(tmp_path):
     cfg = plain_cfg("SOLVER.OPTIMIZER", "ADAM", "OUTPUT_DIR", str(tmp_path))
-    with pytest.raises(ValueError, match="SOLVER.OPTIMIZER is 'ADAM': set it to 'SGD' or 'ADAMW'"):
+    with pytest.raises(
+        ValueError, match="SOLVER.OPTIMIZER is 'ADAM': set it to one of .'SGD', 'ADAMW'"
+    ):
         DistillTrainer(cfg)
 
 
