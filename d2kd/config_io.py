@@ -88,6 +88,12 @@ def merge_file(
 
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     """Merge ``KEY VALUE ...`` of the command line into ``cfg``; raises as ``merge_file``."""
+    misplaced = [option for option in options if str(option).startswith("--")]
+    if misplaced:
+        raise ConfigError(
+            f"{' '.join(misplaced)} stands behind KEY VALUE, where all is taken for more of these: "
+            "put it before the first KEY"
+        )
     if len(options) % 2:
         raise ConfigError(f"options are pairs KEY VALUE, but these are {len(options)}: {options}")
     known = set(all_keys(cfg))

@@ -97,6 +97,7 @@ def test_a_dotted_key_has_a_value_or_none():
     [
         (["DISTILL.CLS.TEMPRATURE", "2.0"], ["Did you mean 'DISTILL.CLS.TEMPERATURE'?"]),
         (["MODEL.NOWHERE.AT_ALL", "1"], ["MODEL.NOWHERE.AT_ALL"]),
+        (["SOLVER.MAX_ITER", "5", "--resume"], ["--resume stands", "before the first KEY"]),
         (["SOLVER.MAX_ITER"], ["pairs KEY VALUE", "1"]),
         (["SOLVER.MAX_ITER", "ten"], ["Type mismatch", "ten", "SOLVER.MAX_ITER"]),
     ],
