@@ -15,8 +15,6 @@ from collections import Counter
 # torch's, of what Detectron2 calls: nobody can act on them here.
 warnings.simplefilter("ignore", FutureWarning)
 
-import torch  # noqa: E402
-
 from d2kd.doctor import Status, diagnose, render  # noqa: E402
 
 
@@ -48,12 +46,9 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # It lists what a checkpoint lacks, as the finding does.
     logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)
-    options = list(args.opts)
-    if "MODEL.DEVICE" not in options and not torch.cuda.is_available():
-        options += ["MODEL.DEVICE", "cpu"]
     findings = diagnose(
         args.config_file,
-        options,
+        args.opts,
         batches=args.batches,
         images=args.images,
         target=args.target_ratio,

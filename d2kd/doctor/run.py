@@ -10,7 +10,7 @@ from ..modeling import Distiller
 from . import networks, training
 from .data import check_data
 from .finding import Finding, Status, error
-from .setup import check_output, read_config
+from .setup import check_device, check_output, read_config
 from .steps import run_steps
 
 __all__ = ["diagnose"]
@@ -62,7 +62,8 @@ def diagnose(
     if not notes.add(*findings):
         return notes.findings
     seed_all_rng(max(cfg.SEED, 0))
-    notes.add(check_output(cfg))
+    cfg, device = check_device(cfg)
+    notes.add(device, check_output(cfg))
     notes.add(*check_data(cfg))
     model, findings = networks.build(cfg)
     notes.add(*findings)

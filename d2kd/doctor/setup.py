@@ -4,13 +4,14 @@ import os
 import shutil
 from typing import List, Optional, Sequence, Tuple
 
+import torch
 from detectron2.config import CfgNode
 
 from ..config_io import load_config
 from ..engine.output import OutputError, prepare_output
-from .finding import Finding, error, ok
+from .finding import Finding, error, ok, warning
 
-__all__ = ["check_output", "read_config"]
+__all__ = ["check_device", "check_output", "read_config"]
 
 
 def read_config(path: str, options: Sequence[str]) -> Tuple[Optional[CfgNode], List[Finding]]:
@@ -24,6 +25,19 @@ def read_config(path: str, options: Sequence[str]) -> Tuple[Optional[CfgNode], L
     kind = "distils" if cfg.DISTILL.ENABLED else "trains without a teacher"
     text = f"{path} {kind}: {cfg.MODEL.META_ARCHITECTURE}{teacher}"
     return cfg, [ok("config", text + "; every key is known and in range")]
+
+
+def check_device(cfg: CfgNode) -> Tuple[CfgNode, Finding]:
+    """The config with a device that is here, and whether it is the one that is configured."""
+    device = cfg.MODEL.DEVICE
+    if torch.device(device).type != "cuda" or torch.cuda.is_available():
+        return cfg, ok("device", f"MODEL.DEVICE is {device}")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    text = f"MODEL.DEVICE is {device} and there is no GPU here: the checks run on the CPU"
+    return cfg, warning("device", text, "training needs a GPU, or MODEL.DEVICE cpu")
 
 
 def check_output(cfg: CfgNode) -> Finding:

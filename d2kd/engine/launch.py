@@ -73,7 +73,11 @@ def plan_group(args: Namespace, device: str) -> Group:
     Raises:
         LaunchError: names the option or key to change.
     """
-    kind = torch.device(device).type
+    kind, available = torch.device(device).type, torch.cuda.device_count()
+    if kind == "cuda" and not available:
+        raise LaunchError(
+            f"MODEL.DEVICE is {device} and there is no GPU here: add MODEL.DEVICE cpu to the command"
+        )
     if "TORCHELASTIC_RUN_ID" in os.environ:
         group = _plan_of_torchrun(args, kind)
     else:
@@ -89,7 +93,6 @@ def plan_group(args: Namespace, device: str) -> Group:
         raise LaunchError(
             f"MODEL.DEVICE is {device!r}, which several processes cannot share: set it to {kind!r}"
         )
-    available = torch.cuda.device_count()
     if kind == "cuda" and group.size > 1 and group.per_machine > available:
         raise LaunchError(
             f"{group.per_machine} GPUs are asked for and there are {available} on this machine: "

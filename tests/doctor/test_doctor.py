@@ -58,7 +58,7 @@ def test_a_sound_setup(setup):
     # Few boxes and few iterations: that is all there is to say against it.
     assert set(_problems(found)) <= {"data", "ratio reg", "gradients", "ratio feature"}
     assert not [x for x in found.values() if x.status is Status.ERROR]
-    names = "config output data boxes classes duplicates images teacher pair start inherit adapters"
+    names = "config device output data boxes classes duplicates images teacher pair start inherit adapters"
     assert set(names.split()) < set(found)
     assert {"finite", "gradients", "teacher still", "ratio cls", "memory", "time"} < set(found)
     assert "4 images, 8 boxes" in found["data"].text
@@ -70,6 +70,15 @@ def test_nothing_is_written_and_the_student_is_as_it_was(setup, tmp_path):
     before = {p for p in tmp_path.rglob("*") if p.is_file()}
     _examine(setup[0])
     assert {p for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_gpu_that_is_not_here_is_warned_of(setup, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = _examine(setup[0], "MODEL.DEVICE", "cuda")
+    device = found["device"]
+    assert device.status is Status.WARNING and "the checks run on the CPU" in device.text
+    assert "MODEL.DEVICE cpu" in device.advice and {"finite", "time"} < set(found)
+    assert _examine(setup[0])["device"] == Finding(Status.OK, "device", "MODEL.DEVICE is cpu")
 
 
 def test_without_a_teacher(setup):

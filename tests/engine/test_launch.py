@@ -77,6 +77,13 @@ def test_what_cannot_be_started_names_the_option(monkeypatch, device, given, mes
         plan_group(options(**given), device)
 
 
+@pytest.mark.parametrize("device, given", [("cuda", {}), ("cuda:0", {}), ("cuda", {"num_gpus": 2})])
+def test_no_gpu_names_the_key(monkeypatch, device, given):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(LaunchError, match=f"MODEL.DEVICE is {device} .*: add MODEL.DEVICE cpu"):
+        plan_group(options(**given), device)
+
+
 @pytest.mark.parametrize(
     "environment, given, message",
     [
