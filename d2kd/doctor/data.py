@@ -17,6 +17,8 @@ from .finding import Finding, error, ok, warning
 __all__ = ["check_data"]
 
 SAMPLED = 24
+# The longest published schedules show an image a few hundred times.
+MANY_EPOCHS = 300
 
 
 def check_data(cfg: CfgNode) -> List[Finding]:
@@ -57,6 +59,9 @@ def check_objects(records: List[Dict], cfg: CfgNode) -> Finding:
     text = f"{sets}: {len(records)} images, {boxes} boxes; {epochs:.1f} epochs in the schedule"
     if epochs < 1:
         return warning("data", text, "part of the data is never seen: raise SOLVER.MAX_ITER")
+    if epochs > MANY_EPOCHS:
+        advice = "is the schedule another data set's? Set SOLVER.MAX_ITER and SOLVER.STEPS"
+        return warning("data", text, advice)
     return ok("data", text)
 
 
