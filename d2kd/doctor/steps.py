@@ -11,12 +11,10 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ..engine import DistillTrainer
-from ..modeling import Distiller
+from ..modeling import LOSS_PREFIX, Distiller
 from ..structures import DistillStep
 
-__all__ = ["PREFIX", "Trial", "run_steps"]
-
-PREFIX = "loss_distill_"
+__all__ = ["Trial", "run_steps"]
 
 
 @dataclass
@@ -83,7 +81,7 @@ def run_steps(cfg: CfgNode, model: nn.Module, count: int, images: int) -> Trial:
 
 def _unscaled(loss_module: nn.Module, step: DistillStep) -> Dict[str, Tensor]:
     """A loss as its weight alone makes it."""
-    return {PREFIX + loss_module.name: loss_module(step)}
+    return {LOSS_PREFIX + loss_module.name: loss_module(step)}
 
 
 def _load_batches(cfg: CfgNode, count: int, images: int, trial: Trial) -> Iterator[List[dict]]:

@@ -11,8 +11,9 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..data.records import first_few
+from ..modeling import LOSS_PREFIX
 from .finding import Finding, error, ok, warning
-from .steps import PREFIX, Trial
+from .steps import Trial
 
 __all__ = [
     "check_finite",
@@ -84,10 +85,10 @@ def check_teacher_still(teacher: nn.Module, before: List[Tensor]) -> Finding:
 def check_ratios(cfg: CfgNode, trial: Trial, target: float) -> List[Finding]:
     """Each distillation loss against the sum of the detection losses, and a weight for a target."""
     means, found = _means(trial), []
-    detection = sum(v for k, v in means.items() if not k.startswith(PREFIX))
-    for name in (k[len(PREFIX) :] for k in means if k.startswith(PREFIX)):
+    detection = sum(v for k, v in means.items() if not k.startswith(LOSS_PREFIX))
+    for name in (k[len(LOSS_PREFIX) :] for k in means if k.startswith(LOSS_PREFIX)):
         check, key = f"ratio {name}", f"DISTILL.{name.upper()}.WEIGHT"
-        weight, value = cfg.DISTILL[name.upper()].WEIGHT, means[PREFIX + name]
+        weight, value = cfg.DISTILL[name.upper()].WEIGHT, means[LOSS_PREFIX + name]
         ratio = value / detection
         text = f"{value:.3g} is {ratio:.3g} x the detection losses, {detection:.3g}"
         if ratio == 0 or not math.isfinite(ratio):

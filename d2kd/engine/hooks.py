@@ -10,6 +10,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..modeling import LOSS_PREFIX
 from ..structures import DistillStep
 from .schedule import build_schedule
 
@@ -56,7 +57,7 @@ class DistillLossHook(HookBase):
         """Also at factor 0: DDP needs every adapter in the graph of every step."""
         factor = self.schedule(self.trainer.iter / self.trainer.max_iter)
         self._log(factor)
-        return {f"loss_distill_{self.name}": factor * loss_module(step)}
+        return {LOSS_PREFIX + self.name: factor * loss_module(step)}
 
     def _log(self, factor: float) -> None:
         get_event_storage().put_scalar(f"loss_weight/{self.name}", factor, smoothing_hint=False)
@@ -84,9 +85,9 @@ class LossRatioHook(HookBase):
             for key, (value, _) in storage.latest().items()
             if key.startswith("loss_") and "/" not in key
         }
-        detection = sum(v for k, v in losses.items() if not k.startswith("loss_distill_"))
+        detection = sum(v for k, v in losses.items() if not k.startswith(LOSS_PREFIX))
         for name in self.names:
-            value = losses.get(f"loss_distill_{name}")
+            value = losses.get(LOSS_PREFIX + name)
             if value is not None and detection > 0:
                 storage.put_scalar(f"loss_ratio/{name}", value / detection, smoothing_hint=False)
 

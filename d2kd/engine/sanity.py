@@ -10,7 +10,9 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
 
+from ..modeling import LOSS_PREFIX
 from ..modeling.latest import LatestStep
+from .checkpoint import write_whole
 
 __all__ = ["NonFiniteLossError", "explain_nonfinite", "read_replay"]
 
@@ -79,7 +81,7 @@ def _describe(
     elif not bad:
         what = "no loss of this process is at fault; another process reports its own"
     else:
-        levels = {f"loss_distill_{k}": v for k, v in latest.bad_levels().items() if v}
+        levels = {LOSS_PREFIX + k: v for k, v in latest.bad_levels().items() if v}
         what = ", ".join(
             f"{name} is {value}"
             + (f" on level {', '.join(levels[name])}" if name in levels else "")
@@ -97,9 +99,9 @@ def _describe(
 
 
 def _advice(bad: Dict[str, float]) -> str:
-    distilled = [name for name in bad if name.startswith("loss_distill_")]
+    distilled = [name for name in bad if name.startswith(LOSS_PREFIX)]
     if distilled and len(distilled) == len(bad):
-        keys = [f"DISTILL.{name[len('loss_distill_'):].upper()}.WEIGHT" for name in distilled]
+        keys = [f"DISTILL.{name[len(LOSS_PREFIX):].upper()}.WEIGHT" for name in distilled]
         return f"Try a smaller {' and '.join(keys)}, or a longer DISTILL.SCHEDULE.WARMUP_ITERS."
     return (
         "Try a smaller SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS, or "
@@ -119,8 +121,8 @@ def _write(path: str, model: nn.Module, latest: LatestStep, record: Dict[str, An
     record["model"] = model.student.state_dict()
     record["distill_losses"] = model.distill_losses.state_dict()
     try:
-        torch.save(record, path + ".tmp")
-        os.replace(path + ".tmp", path)
+        with write_whole(path, "wb") as file:
+            torch.save(record, file)
     except (OSError, RuntimeError) as error:
         return f"the batch could not be written to {path}: {error}"
     return f"batch and weights: {path} (d2kd.engine.sanity.read_replay reads it)"

@@ -16,9 +16,11 @@ from .latest import LatestStep
 from .observe import Observer, Wanted, get_observer
 from .teacher import FrozenTeacher
 
-__all__ = ["Distiller", "LossHook"]
+__all__ = ["LOSS_PREFIX", "Distiller", "LossHook"]
 
-# Called with (loss module, step); returns {"loss_distill_<name>": scaled loss}.
+# Before a distillation loss's name among what ``forward`` returns; "loss" is what the console prints.
+LOSS_PREFIX = "loss_distill_"
+# Called with (loss module, step); returns {LOSS_PREFIX + name: scaled loss}.
 LossHook = Callable[[nn.Module, DistillStep], Dict[str, Tensor]]
 
 
@@ -131,7 +133,7 @@ class Distiller(nn.Module):
         zero = sum(losses.values()).detach() * 0
         for name, module in self.distill_losses.items():
             nothing = sum((p.sum() * 0 for p in module.parameters()), zero)
-            losses[f"loss_distill_{name}"] = nothing
+            losses[LOSS_PREFIX + name] = nothing
         self.latest.losses = {name: loss.detach() for name, loss in losses.items()}
         return losses
 

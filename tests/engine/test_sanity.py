@@ -1,5 +1,7 @@
 """A loss that is not finite stops the run, named, with the batch on disk; clipping holds adapters."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
@@ -83,6 +85,20 @@ def test_a_file_that_cannot_be_written_does_not_hide_the_loss(teacher_files, tmp
         with explain_nonfinite(distiller, 4, str(tmp_path / "absent")), EventStorage():
             distiller(make_batch())
             raise FloatingPointError("nan")
+
+
+def test_a_disk_that_fills_leaves_no_half_file(teacher_files, tmp_path, monkeypatch):
+    def fill(record, file):
+        Path(getattr(file, "name", file)).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    distiller = build_distiller(distill_cfg(teacher_files))
+    monkeypatch.setattr(torch, "save", fill)
+    with pytest.raises(NonFiniteLossError, match="could not be written to .*No space left"):
+        with explain_nonfinite(distiller, 4, str(tmp_path)), EventStorage():
+            distiller(make_batch())
+            raise FloatingPointError("nan")
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_errors_and_finite_steps_pass(teacher_files, tmp_path):
