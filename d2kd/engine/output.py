@@ -1,9 +1,12 @@
 """The output folder, made and tried before anything is trained."""
 
+import logging
 import os
 import tempfile
 
-__all__ = ["OutputError", "prepare_output"]
+__all__ = ["OutputError", "prepare_output", "warn_if_used"]
+
+logger = logging.getLogger(__name__)
 
 
 class OutputError(OSError):
@@ -28,3 +31,20 @@ def prepare_output(folder: str) -> None:
             f"OUTPUT_DIR {folder} cannot be written: {error}. Set it to a folder that can, with "
             "space for the checkpoints."
         ) from error
+
+
+def warn_if_used(folder: str) -> None:
+    """Before a fresh start: Detectron2 overwrites another run's checkpoints without a word."""
+    left = [name for name in ("model_final.pth", "last_checkpoint") if _is_in(folder, name)]
+    if left:
+        logger.warning(
+            "OUTPUT_DIR %s holds another run (%s), whose checkpoints this one overwrites and whose "
+            "metrics.json it goes on writing: add --resume to continue that run, or set another "
+            "OUTPUT_DIR to keep it",
+            folder,
+            ", ".join(left),
+        )
+
+
+def _is_in(folder: str, name: str) -> bool:
+    return os.path.isfile(os.path.join(folder, name))

@@ -3,6 +3,7 @@
 import logging
 from typing import Any, Dict, List, Optional
 
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PreciseBN
@@ -12,9 +13,73 @@ from torch import nn
 from ..data.loader import ResumableLoader
 from ..data.random_state import get_random_state, set_random_state
 
-__all__ = ["AfterEvaluation", "BeforeCheckpoint", "Streams", "add_resume_hooks", "get_loaders"]
+__all__ = [
+    "AfterEvaluation",
+    "BeforeCheckpoint",
+    "RunCheckpointer",
+    "Streams",
+    "TeacherIdentity",
+    "add_resume_hooks",
+    "get_loaders",
+]
 
 logger = logging.getLogger(__name__)
+
+
+class TeacherIdentity:
+    """A checkpointable that remembers whose student this is, and refuses another teacher."""
+
+    def __init__(self, identity: dict):
+        """
+        Args:
+            identity: "weights" and "sha256", of ``FrozenTeacher.identity``.
+        """
+        self.identity = identity
+
+    def state_dict(self) -> dict:
+        return dict(self.identity)
+
+    def load_state_dict(self, state: dict) -> None:
+        if state["sha256"] != self.identity["sha256"]:
+            raise ValueError(
+                f"this run was started with the teacher {state['weights']} (sha256 "
+                f"{state['sha256'][:12]}) and is resumed with {self.identity['weights']} "
+                f"({self.identity['sha256'][:12]}): set DISTILL.TEACHER.WEIGHTS back, or choose "
+                "another OUTPUT_DIR"
+            )
+
+
+class RunCheckpointer(DetectionCheckpointer):
+    """Detectron2's, which does not continue a baseline as a distilled run, nor the reverse."""
+
+    _resumes = False
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
+        self._resumes = resume and self.has_checkpoint()
+        return super().resume_or_load(path, resume=resume)
+
+    def _load_model(self, checkpoint: Dict[str, Any]) -> Any:
+        """The first thing to be loaded: the optimizer's state would fail without a reason."""
+        if self._resumes:
+            self._refuse_other_kind("teacher" in checkpoint)
+        return super()._load_model(checkpoint)
+
+    def _refuse_other_kind(self, was_distilled: bool) -> None:
+        """
+        Args:
+            was_distilled: the checkpoint has a teacher's identity; stock Detectron2's have none.
+
+        Raises:
+            ValueError: this run has a teacher and that one had none, or the reverse.
+        """
+        if was_distilled == ("teacher" in self.checkpointables):
+            return
+        kind = "under a teacher" if was_distilled else "without a teacher"
+        raise ValueError(
+            f"the run in OUTPUT_DIR {self.save_dir} was trained {kind}, and DISTILL.ENABLED is "
+            f"{not was_distilled}: set DISTILL.ENABLED {was_distilled} to resume that run, or another "
+            "OUTPUT_DIR for this one"
+        )
 
 
 class Streams:

@@ -5,7 +5,6 @@ import os
 import weakref
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
@@ -29,33 +28,11 @@ from .checkpoint import WholeFiles, remove_unfinished
 from .group import data_parallel
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
-from .resume import Streams, add_resume_hooks, get_loaders
+from .output import warn_if_used
+from .resume import RunCheckpointer, Streams, TeacherIdentity, add_resume_hooks, get_loaders
 from .sanity import explain_nonfinite
 
-__all__ = ["DistillTrainer", "TeacherIdentity"]
-
-
-class TeacherIdentity:
-    """A checkpointable that remembers whose student this is, and refuses another teacher."""
-
-    def __init__(self, identity: dict):
-        """
-        Args:
-            identity: "weights" and "sha256", of ``FrozenTeacher.identity``.
-        """
-        self.identity = identity
-
-    def state_dict(self) -> dict:
-        return dict(self.identity)
-
-    def load_state_dict(self, state: dict) -> None:
-        if state["sha256"] != self.identity["sha256"]:
-            raise ValueError(
-                f"this run was started with the teacher {state['weights']} (sha256 "
-                f"{state['sha256'][:12]}) and is resumed with {self.identity['weights']} "
-                f"({self.identity['sha256'][:12]}): set DISTILL.TEACHER.WEIGHTS back, or choose "
-                "another OUTPUT_DIR"
-            )
+__all__ = ["DistillTrainer"]
 
 
 class DistillTrainer(DefaultTrainer):
@@ -79,9 +56,7 @@ class DistillTrainer(DefaultTrainer):
         model = data_parallel(model)
         self._trainer = _build_trainer(cfg, model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
         self.checkpointer.path_manager = WholeFiles()
@@ -170,6 +145,8 @@ class DistillTrainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer; a fresh start also takes DISTILL.STUDENT.INHERIT's weights."""
         resumed = resume and self.checkpointer.has_checkpoint()
+        if not resumed and comm.is_main_process():
+            warn_if_used(self.cfg.OUTPUT_DIR)
         if self.cfg.MODEL.WEIGHTS and not resumed:
             find_weights(self.cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
         super().resume_or_load(resume=resume)

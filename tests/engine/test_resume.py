@@ -74,6 +74,31 @@ def test_another_teacher_is_refused(teacher_files, tmp_path):
     _trainer(distill_cfg((teacher_files[0], moved), *opts), resume=True)
 
 
+@pytest.mark.parametrize("channels", [16, 24])
+@pytest.mark.parametrize("distilled, kind", [(True, "under a"), (False, "without a")])
+def test_a_baseline_and_a_distilled_run_are_not_mixed(tmp_path, distilled, kind, channels):
+    """Also where no adapter makes their optimizers differ."""
+    files = write_teacher(tmp_path / "teacher", "MODEL.FPN.OUT_CHANNELS", channels)
+    opts = ["OUTPUT_DIR", str(tmp_path / "out"), "SOLVER.MAX_ITER", 1, "DISTILL.ENABLED"]
+    _trainer(distill_cfg(files, *opts, distilled), resume=False).train()
+    message = f"{tmp_path}/out was trained {kind} teacher, .* set DISTILL.ENABLED {distilled} to"
+    with pytest.raises(ValueError, match=message):
+        _trainer(distill_cfg(files, *opts, not distilled), resume=True)
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "out" / "model_final.pth")]
+    anew = distill_cfg(files, *opts, not distilled, *weights, "OUTPUT_DIR", str(tmp_path / "new"))
+    _trainer(anew, resume=True)
+
+
+def test_a_fresh_start_over_another_run_is_warned_of(tmp_path, caplog):
+    cfg = plain_cfg("OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", 1)
+    _trainer(cfg, resume=False).train()
+    _trainer(cfg, resume=True)
+    assert "holds another run" not in caplog.text
+    _trainer(cfg, resume=False)
+    warned = f"OUTPUT_DIR {tmp_path} holds another run (model_final.pth, last_checkpoint)"
+    assert warned in caplog.text and "add --resume" in caplog.text
+
+
 def test_the_identity_is_of_the_file_that_was_loaded(tmp_path):
     files = write_teacher(tmp_path / "teacher")
     opts = ["OUTPUT_DIR", str(tmp_path / "out"), "SOLVER.MAX_ITER", 1]
