@@ -182,7 +182,9 @@ def _build_trainer(cfg: CfgNode, model: nn.Module, *parts) -> SimpleTrainer:
 
 def _write_student_config(cfg: CfgNode) -> None:
     plain = plain_config(cfg)
-    plain.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+    # Wherever the file is read from; addresses of other systems ("s3://") are whole already.
+    folder = cfg.OUTPUT_DIR if "://" in cfg.OUTPUT_DIR else os.path.abspath(cfg.OUTPUT_DIR)
+    plain.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
     PathManager.mkdirs(cfg.OUTPUT_DIR)
     with PathManager.open(os.path.join(cfg.OUTPUT_DIR, "student.yaml"), "w") as file:
         file.write(plain.dump())

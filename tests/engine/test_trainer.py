@@ -126,6 +126,14 @@ def test_stock_code_loads_the_checkpoint_by_student_yaml(trained):
     subprocess.run([sys.executable, "-c", LOAD_IN_STOCK, str(folder)], check=True, cwd=folder)
 
 
+def test_student_yaml_finds_the_weights_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    DistillTrainer(plain_cfg("OUTPUT_DIR", "out"))
+    cfg = plain_cfg()
+    cfg.merge_from_file("out/student.yaml")
+    assert cfg.MODEL.WEIGHTS == str(tmp_path / "out" / "model_final.pth")
+
+
 def test_weights_and_ratios_are_logged_in_the_step_they_belong_to(trained):
     _, folder = trained
     (row,) = _metrics(folder)
