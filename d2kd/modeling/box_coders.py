@@ -12,6 +12,8 @@ from detectron2.layers import ciou_loss, diou_loss
 from fvcore.nn import giou_loss, smooth_l1_loss
 from torch import Tensor, nn
 
+from ..losses.common import full_precision
+
 __all__ = ["DeltaBoxCoder", "box_coder_of"]
 
 # Pixels. CIoU compares aspect ratios w / h, so a decoded box without height has no gradient.
@@ -48,9 +50,10 @@ class DeltaBoxCoder:
             regions: (R, 4), xyxy in pixels of the padded image, with an area.
 
         Returns:
-            (R, 4) float32 boxes, xyxy in pixels of the padded image.
+            (R, 4) boxes, xyxy in pixels of the padded image; float32, or float64 as the deltas
+            are if the transform keeps it, which Detectron2's Box2BoxTransform does not.
         """
-        return self.box2box_transform.apply_deltas(deltas.float(), regions.float())
+        return self.box2box_transform.apply_deltas(full_precision(deltas), full_precision(regions))
 
     def loss(self, deltas: Tensor, target_deltas: Tensor, regions: Tensor) -> Tensor:
         """Compare two sets of deltas by the detector's own box loss.
@@ -60,11 +63,11 @@ class DeltaBoxCoder:
             regions: (R, 4), xyxy in pixels of the padded image, with an area.
 
         Returns:
-            (R,) float32, summed over the four coordinates; its sum over the regions is what
-            Detectron2's box loss is before its normaliser.
+            (R,) float32 or more precise, summed over the four coordinates; its sum over the
+            regions is what Detectron2's box loss is before its normaliser.
         """
         if self.loss_type == "smooth_l1":
-            pairs = deltas.float(), target_deltas.float()
+            pairs = full_precision(deltas), full_precision(target_deltas)
             return smooth_l1_loss(*pairs, beta=self.smooth_l1_beta).sum(dim=1)
         boxes = [self.decode(x, regions) for x in (deltas, target_deltas)]
         if self.loss_type == "ciou":

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..losses.common import full_precision
+
 __all__ = ["distribution_focal_loss", "expected_distance", "quality_focal_loss"]
 
 # Strides. Keeps a clamped distance inside the last interval [E - 2, E - 1), as released.
@@ -24,10 +26,10 @@ def expected_distance(bins: Tensor) -> Tensor:
         bins: (..., E) logits, any floating type.
 
     Returns:
-        (...) float32, in strides, from 0 to E - 1.
+        (...) float32 or more precise, in strides, from 0 to E - 1.
     """
     # A sum of products, not a matmul: under autocast a matmul would round distances to bfloat16.
-    probabilities = bins.float().softmax(dim=-1)
+    probabilities = full_precision(bins).softmax(dim=-1)
     return (probabilities * torch.arange(bins.shape[-1], device=bins.device)).sum(dim=-1)
 
 

@@ -47,7 +47,7 @@ def test_decode_inverts_the_transform():
     boxes = regions + torch.tensor([-3.0, -2.0, 1.0, 4.0])
     for transform in (Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)), Box2BoxTransformLinear()):
         deltas = transform.get_deltas(regions, boxes)
-        decoded = DeltaBoxCoder(transform, "giou").decode(deltas.double(), regions)
+        decoded = DeltaBoxCoder(transform, "giou").decode(deltas, regions)
         torch.testing.assert_close(decoded, boxes, rtol=0, atol=1e-3)
 
 
@@ -63,6 +63,24 @@ def test_degenerate_boxes_have_finite_losses_and_gradients(loss_type, transform)
     loss = coder.loss(deltas, target, regions) + coder.loss(deltas, deltas.detach(), regions)
     loss.sum().backward()
     assert torch.isfinite(loss).all() and torch.isfinite(deltas.grad).all()
+
+
+# CIoU's weight of the aspect ratio has no gradient by its definition: gradcheck would see one.
+@pytest.mark.parametrize("loss_type", ["smooth_l1", "giou", "diou"])
+def test_losses_keep_double_precision(loss_type):
+    torch.manual_seed(2)
+    # Box2BoxTransform decodes in float32 whatever it is given.
+    coder, regions = DeltaBoxCoder(Box2BoxTransformLinear(), loss_type, 0.3), _regions(3).double()
+    deltas = (torch.rand(3, 4, dtype=torch.float64) + 0.1).requires_grad_()
+    target = torch.rand(3, 4, dtype=torch.float64) + 1.5
+    assert torch.autograd.gradcheck(lambda x: coder.loss(x, target, regions), deltas)
+
+
+def test_half_precision_becomes_single():
+    coder, regions = DeltaBoxCoder(Box2BoxTransformLinear(), "giou"), _regions(3)
+    half = torch.rand(3, 4).bfloat16()
+    assert coder.decode(half, regions).dtype == torch.float32
+    torch.testing.assert_close(coder.decode(half, regions), coder.decode(half.float(), regions))
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
