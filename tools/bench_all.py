@@ -20,12 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import List, NamedTuple, Tuple
 
-from bench_report import DETECTORS, METHODS, ROOT
+from bench_report import METHODS, ROOT
+from suites import DETECTORS
 
 SHAPES = "configs/shapes/{method}/{detector}_thin_from_wide_800.yaml"
 # The shortest schedules of R50 under R101.
 COCO = "configs/{method}/{detector}_R_50_from_R_101_FPN_{schedule}.yaml"
-COCO_DETECTORS, COCO_METHODS = DETECTORS[:2], METHODS[:3]
+COCO_DETECTORS, COCO_METHODS = tuple(DETECTORS)[:2], METHODS[:3]
 # What the teacher's keys make of a step, on the shapes' Faster R-CNN.
 KEYS = {
     "defaults": (),

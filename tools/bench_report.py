@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Callable, Dict, List, Sequence
 
 from report import insert
+from suites import DETECTORS
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet", "fcos": "FCOS", "gfl": "GFL"}
-DETECTORS = tuple(NAMES)
 METHODS = ("TAR", "FRS", "SSIM", "LD", "FRS+LD")
 # What the overhead ratio may be, by the method's name.
 GOALS = {"SSIM": 1.10}
@@ -34,7 +33,8 @@ def read_folder(folder: Path) -> List[dict]:
         _, method, name = result["config"].rsplit("/", 2)
         result["method"] = method
         result["detector"] = next(d for d in DETECTORS if name.startswith(d))
-    return sorted(found, key=lambda r: (DETECTORS.index(r["detector"]), METHODS.index(r["method"])))
+    order = list(DETECTORS)
+    return sorted(found, key=lambda r: (order.index(r["detector"]), METHODS.index(r["method"])))
 
 
 def machine(result: dict) -> str:
@@ -63,7 +63,7 @@ def steps_table(results: List[dict]) -> str:
         beyond = found["overhead_ratio_beyond_adapters"]
         rows.append(
             [
-                NAMES[found["detector"]],
+                DETECTORS[found["detector"]],
                 found["method"],
                 f"{found['student_step_s']:.3f}",
                 f"{found['teacher_needed_s']:.3f}",
@@ -86,7 +86,7 @@ def keys_table(results: List[dict]) -> str:
         pairs = zip(found["opts"][::2], found["opts"][1::2])
         given = ", ".join(f"`{key.removeprefix('DISTILL.TEACHER.')} {x}`" for key, x in pairs)
         seconds = (found[key] for key in ("student_step_s", "teacher_needed_s", "distilled_step_s"))
-        cells = [NAMES[found["detector"]], found["method"], given or "defaults"]
+        cells = [DETECTORS[found["detector"]], found["method"], given or "defaults"]
         rows.append([*cells, *(f"{x:.3f}" for x in seconds), f"{found['overhead_ratio']:.3f}"])
     head = ["detector", "method", "DISTILL.TEACHER", "plain, s", "teacher, s", "distilled, s"]
     return f"{_table(rows, [*head, 'of the floor'])}\n{machine(results[0])}\n"
@@ -101,7 +101,7 @@ def losses_table(results: List[dict]) -> str:
         for name, seconds in found["losses"].items():
             of_one = found if len(found["losses"]) == 1 else found["each_loss_alone"].get(name)
             alone = f"{of_one['overhead_ratio']:.3f}" if of_one else ""
-            cells = [NAMES[found["detector"]], found["method"], name, f"{1000 * seconds:.1f}"]
+            cells = [DETECTORS[found["detector"]], found["method"], name, f"{1000 * seconds:.1f}"]
             rows.append([*cells, f"{seconds / floor:.3f}", alone])
     return _table(rows, head)
 

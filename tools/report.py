@@ -9,7 +9,7 @@ from typing import Dict, List, Optional, Tuple
 
 from iopath.common.file_io import file_lock
 from pictures import Bar, bar_chart
-from suites import BASELINE
+from suites import BASELINE, DETECTORS
 from tabulate import tabulate
 
 __all__ = ["Row", "insert", "markdown", "merge", "write_report"]
@@ -120,13 +120,10 @@ def _tables(rows: List[Row]) -> Dict[Tuple, List[Row]]:
     return tables
 
 
-_DETECTORS = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet", "fcos": "FCOS", "gfl": "GFL"}
-
-
 def _title(table: Tuple) -> str:
     detector, inherit, iterations = table
     start = "students start from teacher parts" if inherit else "students start from scratch"
-    return f"{_DETECTORS[detector]}, {iterations} iterations, {start}"
+    return f"{DETECTORS[detector]}, {iterations} iterations, {start}"
 
 
 def _baseline(rows: List[Row], iterations: int) -> Optional[Row]:

@@ -2,7 +2,10 @@
 
 from typing import Dict, NamedTuple, Tuple
 
-__all__ = ["BASELINE", "INHERIT", "SUITES", "Method", "Suite"]
+__all__ = ["BASELINE", "DETECTORS", "INHERIT", "SUITES", "Method", "Suite"]
+
+# As configs are named -> as tables and charts name them, in their order.
+DETECTORS = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet", "fcos": "FCOS", "gfl": "GFL"}
 
 
 class Method(NamedTuple):

@@ -13,7 +13,8 @@ from bench_compare import loop_masks, mask_inputs
 from bench_data import data_share
 from bench_growth import PROCESSES, SWEEPS, arguments, draw, wanted
 from bench_options import parse_args
-from bench_report import DETECTORS, ROOT, exponent, main, tables
+from bench_report import ROOT, exponent, main, tables
+from suites import DETECTORS
 
 from d2kd.losses import gaussian
 
