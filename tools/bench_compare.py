@@ -87,7 +87,7 @@ def loop_masks(inputs: MaskInput, sigma2: float = 2.0) -> Tensor:
 
 
 def mask_inputs(boxes: int, device: str) -> List[MaskInput]:
-    """Of every level, for one image with so many boxes."""
+    """What a mask is made of on every level, for one image with so many boxes."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([1333.0, 800.0, 1333.0, 800.0])
     sides = 0.02 + 0.3 * torch.rand(boxes, 2, generator=generator) ** 2
@@ -99,6 +99,7 @@ def mask_inputs(boxes: int, device: str) -> List[MaskInput]:
 
 
 def mask_tasks(counts: List[int], device: str) -> Dict[str, Callable[[int], object]]:
+    """All levels' masks of one image with each of ``counts`` boxes, by d2kd and by the loop."""
     tasks = {}
     for count in counts:
         inputs = mask_inputs(count, device)

@@ -17,10 +17,10 @@ from d2kd.structures import DetectorOutputs, DistillStep
 __all__ = [
     "Recorded",
     "Task",
-    "adapters",
+    "adapters_task",
     "floor_and_step",
-    "loss",
-    "record",
+    "loss_task",
+    "record_batches",
     "teacher_full",
     "teacher_needed",
     "train_step",
@@ -42,7 +42,7 @@ class Recorded:
     regions: List[Boxes]
 
 
-def record(pair: Pair, batches: List[List[dict]]) -> List[Recorded]:
+def record_batches(pair: Pair, batches: List[List[dict]]) -> List[Recorded]:
     """Run every batch once under all losses and keep what the losses were given."""
     model, seen, found = pair.distiller(list(pair.losses)), [], []
     heads = getattr(pair.arranged.model, "roi_heads", None)
@@ -100,7 +100,7 @@ def floor_and_step(
     Args:
         wrap: put around the models that are trained.
     """
-    recorded, names = record(pair, batches), list(pair.losses)
+    recorded, names = record_batches(pair, batches), list(pair.losses)
     regions, requires = [now.regions for now in recorded], pair.requires(names)
     return {
         "student_step_s": train_step(pair.cfg, wrap(pair.stock), batches),
@@ -172,7 +172,7 @@ def teacher_full(model: nn.Module, batches: List[List[dict]]) -> Task:
     return run
 
 
-def loss(module: nn.Module, recorded: List[Recorded]) -> Task:
+def loss_task(module: nn.Module, recorded: List[Recorded]) -> Task:
     """One loss's forward and backward, to its adapters and the student's tensors."""
 
     def run(turn: int) -> None:
@@ -191,7 +191,7 @@ def _forget_gradients(module: nn.Module, recorded: List[Recorded]) -> None:
                     x.grad = None
 
 
-def adapters(module: nn.Module, recorded: List[Recorded]) -> Task:
+def adapters_task(module: nn.Module, recorded: List[Recorded]) -> Task:
     """Forward and backward of a feature loss's adapters alone, which no implementation can spare."""
     gradients: Dict[str, Tensor] = {}
 

@@ -21,9 +21,9 @@ from bench_options import load_batches, parse_args  # noqa: E402
 from bench_pair import Pair, build_pair, read_config  # noqa: E402
 from bench_tasks import (  # noqa: E402
     Task,
-    adapters,
-    loss,
-    record,
+    adapters_task,
+    loss_task,
+    record_batches,
     teacher_full,
     teacher_needed,
     train_step,
@@ -38,7 +38,7 @@ ALL = "all"
 
 def build_tasks(pair: Pair, batches: List[List[dict]], alone: bool = True) -> Dict[str, Task]:
     """Everything that is timed, by name; ``alone``: also steps under one loss alone."""
-    recorded, names = record(pair, batches), list(pair.losses)
+    recorded, names = record_batches(pair, batches), list(pair.losses)
     regions, teacher = [now.regions for now in recorded], pair.teacher.model
     sets = {ALL: names, **({name: [name] for name in names} if alone and len(names) > 1 else {})}
     tasks = {"student": train_step(pair.cfg, pair.stock, batches)}
@@ -48,10 +48,10 @@ def build_tasks(pair: Pair, batches: List[List[dict]], alone: bool = True) -> Di
         tasks[f"needed {key}"] = teacher_needed(pair.cfg, teacher, requires, batches, regions)
         tasks[f"distilled {key}"] = train_step(pair.cfg, pair.distiller(chosen), batches)
     for name in names:
-        tasks[f"loss {name}"] = loss(pair.losses[name], recorded)
+        tasks[f"loss {name}"] = loss_task(pair.losses[name], recorded)
     feature = getattr(pair.losses, "feature", None)
     if feature is not None and len(list(feature.parameters())):
-        tasks["adapters"] = adapters(feature, recorded)
+        tasks["adapters"] = adapters_task(feature, recorded)
     return tasks
 
 

@@ -59,10 +59,10 @@ class VOCAP50Evaluator(DatasetEvaluator):
         self._distributed = distributed
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         self._predictions = []
 
-    def process(self, inputs, outputs):
+    def process(self, inputs: List[Dict], outputs: List[Dict]) -> None:
         for record, output in zip(inputs, outputs):
             instances = output["instances"]
             boxes = instances.pred_boxes.tensor.detach().cpu().double().numpy()

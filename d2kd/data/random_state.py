@@ -11,7 +11,7 @@ __all__ = ["get_random_state", "kept_random_state", "set_random_state"]
 
 
 def get_random_state() -> Dict[str, Any]:
-    """Of Python's, NumPy's and PyTorch's global streams, the current GPU's if one is in use."""
+    """States of Python's, NumPy's, PyTorch's and, if one is in use, the GPU's global streams."""
     kind, keys, *rest = np.random.get_state()
     state = {
         "python": random.getstate(),

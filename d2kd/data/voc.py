@@ -6,7 +6,7 @@ Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010; deve
 
 import math
 from pathlib import Path
-from typing import List, Tuple
+from typing import List, NoReturn, Tuple
 from xml.etree import ElementTree
 from xml.parsers import expat
 
@@ -26,7 +26,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()
 
-    def forbid(name, *_):
+    def forbid(name: str, *_) -> NoReturn:
         raise DatasetError(
             f"{path}:{parser.CurrentLineNumber}: declares the XML entity '{name}'; annotations "
             "need none, and entities are never followed. Remove the declaration."

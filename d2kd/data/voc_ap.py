@@ -9,6 +9,8 @@ Shape shorthand:
     G: ground-truth boxes of one class, all images
 """
 
+from typing import Tuple
+
 import numpy as np
 import torch
 from detectron2.structures import Boxes, pairwise_iou
@@ -36,7 +38,7 @@ def average_precision(true_positive: np.ndarray, num_positives: int) -> float:
 
 def best_matches(
     det_boxes: np.ndarray, det_images: np.ndarray, gt_boxes: np.ndarray, gt_images: np.ndarray
-):
+) -> Tuple[np.ndarray, np.ndarray]:
     """
     For every detection the ground-truth box of its image that it overlaps most.
 

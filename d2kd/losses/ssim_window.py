@@ -40,14 +40,14 @@ class GaussianWindow:
         return self._sums_of_lines(x.flatten(0, 1)).view_as(x)
 
     def _sums_of_maps(self, x: Tensor) -> Tensor:
-        """Of (1, C, H, W), a map being a channel."""
+        """As ``sums``, of (1, C, H, W): a map is a channel."""
         channels, half = x.shape[1], len(self.weights) // 2
         weights = self.weights.expand(channels, 1, -1)
         x = F.conv2d(x, weights[:, :, :, None], padding=(half, 0), groups=channels)
         return F.conv2d(x, weights[:, :, None, :], padding=(0, half), groups=channels)
 
     def _sums_of_lines(self, x: Tensor) -> Tensor:
-        """Of (N, H, W): along H a column is a channel, as in channels_last; along W a row."""
+        """As ``sums``, of (N, H, W): along H a column is a channel (channels_last), along W a row."""
         maps, height, width = x.shape
         rows, half = maps * height, len(self.weights) // 2
         weights = self.weights.expand(width, 1, 1, -1).mT

@@ -10,7 +10,7 @@ __all__ = ["LatestStep", "random_state"]
 
 
 def random_state() -> Dict[str, Tensor]:
-    """Of the streams that sampling in a step draws from; reading them waits for no GPU."""
+    """State of the streams that a step's sampling draws from; reading it waits for no GPU."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()

@@ -5,7 +5,7 @@ Shape shorthand in this file:
     R: regions = the student's positive proposals of all images; K: foreground classes
 """
 
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from detectron2.modeling.proposal_generator import RPN
@@ -146,7 +146,7 @@ def _run_teacher_box_head(
     regions: List[Boxes],
     labels: Tensor,
     want: Wanted,
-):
+) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """The teacher's logits (R, K + 1) and class-selected deltas (R, 4) on the student's regions."""
     if not want.requires & {"logits", "deltas"}:
         return None, None

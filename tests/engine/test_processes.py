@@ -70,7 +70,7 @@ def _cfg(files, case, reduce):
 
 
 def _gradients(files, case, reduce, batch):
-    """Of the distillation losses and, beside them, of those detection losses that can be equal."""
+    """Gradients of the distillation losses and of those detection losses that can be equal."""
     distiller = build_distiller(_cfg(files, case, reduce))
     if hasattr(distiller.student, "head"):
         # GFL's own normaliser is at least 1 in each process, and untrained scores sum to less.

@@ -16,7 +16,7 @@ def build(gate="student", distance="box_loss", temperature=10.0, weight=1.0):
 
 
 def iou(a, b):
-    """Of two boxes (x1, y1, x2, y2)."""
+    """IoU of two boxes (x1, y1, x2, y2)."""
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
