@@ -3,7 +3,8 @@
 
     python tools/bench_report.py
 
-Each table replaces what stands between the lines ``<!-- benchmark <name> -->`` and ``<!-- end -->``.
+Each table replaces what stands between the lines ``<!-- benchmark <name> -->`` and
+``<!-- end -->``.
 """
 
 import argparse
@@ -49,6 +50,16 @@ def _marked(value: float, goal: float) -> str:
     return f"{value:.3f}" if value <= goal else f"**{value:.3f}**"
 
 
+def _goal(method: str) -> float:
+    return GOALS.get(method, GOAL)
+
+
+def _seconds(found: dict) -> List[str]:
+    """Cells for a plain step, the teacher's needed parts and a distilled step."""
+    keys = ("student_step_s", "teacher_needed_s", "distilled_step_s")
+    return [f"{found[key]:.3f}" for key in keys]
+
+
 def _table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
     return tabulate(rows, head, "pipe", disable_numparse=True) + "\n"
 
@@ -59,15 +70,13 @@ def steps_table(results: List[dict]) -> str:
     head += ["adapters in it", "plain, MiB", "distilled, MiB", "of its floor"]
     rows = []
     for found in results:
-        mib, goal = found["peak_memory_mib"], GOALS.get(found["method"], GOAL)
+        mib, goal = found["peak_memory_mib"], _goal(found["method"])
         beyond = found["overhead_ratio_beyond_adapters"]
         rows.append(
             [
                 DETECTORS[found["detector"]],
                 found["method"],
-                f"{found['student_step_s']:.3f}",
-                f"{found['teacher_needed_s']:.3f}",
-                f"{found['distilled_step_s']:.3f}",
+                *_seconds(found),
                 _marked(found["overhead_ratio"], goal),
                 f"{found['overhead_ratio_iqr']:.3f}",
                 _marked(beyond, goal) if found["adapters_s"] else "",
@@ -85,9 +94,9 @@ def keys_table(results: List[dict]) -> str:
     for found in sorted(results, key=lambda r: (r["method"], -r["overhead_ratio"])):
         pairs = zip(found["opts"][::2], found["opts"][1::2])
         given = ", ".join(f"`{key.removeprefix('DISTILL.TEACHER.')} {x}`" for key, x in pairs)
-        seconds = (found[key] for key in ("student_step_s", "teacher_needed_s", "distilled_step_s"))
         cells = [DETECTORS[found["detector"]], found["method"], given or "defaults"]
-        rows.append([*cells, *(f"{x:.3f}" for x in seconds), f"{found['overhead_ratio']:.3f}"])
+        ratio = _marked(found["overhead_ratio"], _goal(found["method"]))
+        rows.append([*cells, *_seconds(found), ratio])
     head = ["detector", "method", "DISTILL.TEACHER", "plain, s", "teacher, s", "distilled, s"]
     return f"{_table(rows, [*head, 'of the floor'])}\n{machine(results[0])}\n"
 
@@ -123,8 +132,13 @@ def exponent(values: Sequence[float], seconds: Sequence[float]) -> float:
     return math.log(seconds[-1] / seconds[0]) / math.log(values[-1] / values[0])
 
 
+def steepest_exponent(values: Sequence[float], seconds: Sequence[float]) -> float:
+    """The largest p between two neighbours: what a flat beginning hides from ``exponent``."""
+    return max(exponent(values[i : i + 2], seconds[i : i + 2]) for i in range(len(values) - 1))
+
+
 def growth_tables(result: dict) -> str:
-    """One table for each quantity; below it, the power by which a distilled step grows."""
+    """One table for each quantity; below it, the powers by which a distilled step grows."""
     parts = []
     for sweep in dict.fromkeys(point["sweep"] for point in result["points"]):
         found = [point for point in result["points"] if point["sweep"] == sweep]
@@ -132,29 +146,32 @@ def growth_tables(result: dict) -> str:
             [
                 point["value"],
                 point["method"],
-                *(
-                    f"{point[key]:.3f}"
-                    for key in ("student_step_s", "teacher_needed_s", "distilled_step_s")
-                ),
-                f"{point['overhead_ratio']:.3f}",
+                *_seconds(point),
+                _marked(point["overhead_ratio"], _goal(point["method"])),
                 f"{point['peak_memory_mib']:.0f}",
             ]
             for point in found
         ]
         head = [sweep, "method", "plain, s", "teacher, s", "distilled, s", "of the floor", "MiB"]
-        powers = []
-        for method in dict.fromkeys(point["method"] for point in found):
-            of_method = [point for point in found if point["method"] == method]
-            x = [point["value"] for point in of_method]
-            y = [point["distilled_step_s"] for point in of_method]
-            # Twice as long a side is four times the pixels.
-            per = 2 if "side" in sweep else 1
-            powers.append(f"{method} {exponent(x, y) / per:.2f}")
-        of = "pixels" if "side" in sweep else sweep
-        parts.append(
-            f"{_table(rows, head)}\nGrows with {of} to the power of: {', '.join(powers)}.\n"
-        )
+        parts.append(f"{_table(rows, head)}\n{_growth(sweep, found)}\n")
     return "\n".join([*parts, machine(result) + "\n"])
+
+
+def _growth(sweep: str, points: List[dict]) -> str:
+    """The powers by which each method's step grows along one sweep, as a sentence."""
+    whole, steepest = [], []
+    # Twice as long a side is four times the pixels.
+    of, per = ("pixels", 2) if "side" in sweep else (sweep, 1)
+    for method in dict.fromkeys(point["method"] for point in points):
+        of_method = [point for point in points if point["method"] == method]
+        x = [point["value"] for point in of_method]
+        y = [point["distilled_step_s"] for point in of_method]
+        whole.append(f"{method} {exponent(x, y) / per:.2f}")
+        steepest.append(f"{method} {steepest_exponent(x, y) / per:.2f}")
+    return (
+        f"Grows with {of}, from the first value to the last, to the power of: {', '.join(whole)}; "
+        f"between two neighbours at most: {', '.join(steepest)}."
+    )
 
 
 def data_table(result: dict) -> str:
