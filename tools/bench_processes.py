@@ -8,7 +8,6 @@ from typing import Dict
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from bench_memory import resident_mib
 from bench_pair import build_pair, read_config, synthetic_batches
 from bench_tasks import Task, floor_and_step
@@ -16,15 +15,17 @@ from bench_time import interleave
 from torch.nn.parallel import DistributedDataParallel
 
 from d2kd.engine.allocator import keep_freed_memory
+from d2kd.engine.children import run_children
+from d2kd.engine.group import Group, join_group, leave_group
 
 __all__ = ["measure_processes"]
 
 
-def _run(rank: int, count: int, config: str, steps: int, address: str, out: str) -> None:
+def _run(rank: int, group: Group, config: str, steps: int, out: Path) -> None:
     """One process: two 320 px images of its own, one thread."""
     torch.set_num_threads(1)
     keep_freed_memory("cpu")
-    dist.init_process_group("gloo", address, rank=rank, world_size=count)
+    join_group(group, rank)
     cfg = read_config(config, ["MODEL.DEVICE", "cpu"])
     before = resident_mib("VmRSS")
     pair = build_pair(cfg, random_weights=True)
@@ -35,8 +36,8 @@ def _run(rank: int, count: int, config: str, steps: int, address: str, out: str)
     if rank == 0:
         found = {name: sample.median for name, sample in times.items()}
         found["peak_memory_mib"] = round(resident_mib("VmHWM") - before, 1)
-        Path(out).write_text(json.dumps(found))
-    dist.destroy_process_group()
+        out.write_text(json.dumps(found))
+    leave_group()
 
 
 def _after_barrier(task: Task) -> Task:
@@ -57,8 +58,9 @@ def measure_processes(config: str, count: int, steps: int) -> Dict[str, float]:
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
-        out, rendezvous = Path(folder) / "out.json", f"file://{folder}/rendezvous"
-        mp.spawn(_run, (count, config, steps, rendezvous, str(out)), nprocs=count)
+        out, group = Path(folder) / "out.json", Group("cpu", count, address=f"file://{folder}/meet")
+        calls = {f"rank {i}": (i, group, config, steps, out) for i in range(count)}
+        run_children(_run, calls)
         found = json.loads(out.read_text())
     floor = found["student_step_s"] + found["teacher_needed_s"]
     found["overhead_ratio"] = round(found["distilled_step_s"] / floor, 4)
