@@ -105,43 +105,58 @@ def to_dataset_dicts(
         DatasetError: an image is missing or unreadable, or a class is unknown.
     """
     remarks, dicts = Remarks(), []
-    folder = os.path.abspath(image_folder)
+    folder = os.path.join(os.path.abspath(image_folder), "")
     for image in images:
-        width, height = image_size(image.file_name, image.source)
-        label = os.path.basename(image.file_name)
-        if (width, height) != image.size:
-            remarks.resized.append(
-                f"{label} ({width}x{height}, not {image.size[0]}x{image.size[1]})"
-            )
-        if not os.path.abspath(image.file_name).startswith(os.path.join(folder, "")):
-            remarks.outside.append(image.file_name)
-        if width * height > HUGE:
-            remarks.huge.append(label)
-        if min(width, height) < TINY:
-            remarks.tiny.append(label)
-        annotations = []
-        for item in image.objects:
-            category = class_index(item.category, classes, image.source)
-            box = np.clip(item.box, 0, (width, height, width, height)).tolist()
-            if box[2] <= box[0] or box[3] <= box[1]:
-                remarks.degenerate.append(label)
-                continue
-            annotations.append(
-                {
-                    **item.extra,
-                    "bbox": box,
-                    "bbox_mode": BoxMode.XYXY_ABS,
-                    "category_id": category,
-                    "iscrowd": int(item.ignore),
-                }
-            )
+        size = image_size(image.file_name, image.source)
+        _remark_on(image, size, folder, remarks)
         dicts.append(
             {
                 "file_name": image.file_name,
                 "image_id": image.image_id,
-                "width": width,
-                "height": height,
-                "annotations": annotations,
+                "width": size[0],
+                "height": size[1],
+                "annotations": _clip_objects(image, size, classes, remarks),
             }
         )
     return dicts, remarks
+
+
+def _remark_on(image: AnnotatedImage, size: Tuple[int, int], folder: str, remarks: Remarks) -> None:
+    """Add what is odd about the file, whose width and height are ``size``.
+
+    Args:
+        folder: where it should lie: absolute, with a slash at its end.
+    """
+    width, height = size
+    label = os.path.basename(image.file_name)
+    if size != image.size:
+        remarks.resized.append(f"{label} ({width}x{height}, not {image.size[0]}x{image.size[1]})")
+    if not os.path.abspath(image.file_name).startswith(folder):
+        remarks.outside.append(image.file_name)
+    if width * height > HUGE:
+        remarks.huge.append(label)
+    if min(width, height) < TINY:
+        remarks.tiny.append(label)
+
+
+def _clip_objects(
+    image: AnnotatedImage, size: Tuple[int, int], classes: Sequence[str], remarks: Remarks
+) -> List[Dict]:
+    """The annotations of its dataset dict; what has no area inside the image is left out."""
+    annotations = []
+    for item in image.objects:
+        category = class_index(item.category, classes, image.source)
+        box = np.clip(item.box, 0, (*size, *size)).tolist()
+        if box[2] <= box[0] or box[3] <= box[1]:
+            remarks.degenerate.append(os.path.basename(image.file_name))
+            continue
+        annotations.append(
+            {
+                **item.extra,
+                "bbox": box,
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": category,
+                "iscrowd": int(item.ignore),
+            }
+        )
+    return annotations

@@ -58,18 +58,12 @@ def observe_dense(
     gt_labels, gt_boxes = student.label_anchors(anchors, gt_instances)
     losses = _detection_losses(student, anchors, predictions, gt_labels, gt_boxes)
 
-    logits, boxes = predictions[:2]
     labels = torch.stack(gt_labels)
     positives = _find_positives(student, maps, anchors, labels)
     rows = _rows_of_all_levels(positives)
     all_gt_boxes, gt_image = cat_ground_truth(gt_instances)
     step = DistillStep(
-        student=DetectorOutputs(
-            features=features,
-            dense_logits=dict(zip(student.head_in_features, logits)),
-            logits=_gather(positives, logits),
-            **_box_outputs(_gather(positives, boxes)),
-        ),
+        student=_student_outputs(student, features, predictions, positives),
         teacher=_observe_teacher(teacher, batch, images, positives, want),
         num_images=len(batch),
         strides={name: spec.stride for name, spec in student.backbone.output_shape().items()},
@@ -114,6 +108,22 @@ def _detection_losses(
 
     logits, boxes, *others = [transpose(maps) for maps in predictions]
     return model.losses(anchors, logits, gt_labels, boxes, gt_boxes, *others)
+
+
+def _student_outputs(
+    student: DenseDetector,
+    features: Dict[str, Tensor],
+    predictions: Tuple[List[Tensor], ...],
+    positives: List["_LevelPositives"],
+) -> DetectorOutputs:
+    """What the student's forward has given already, its head's rows of the positives."""
+    logits, boxes = predictions[:2]
+    return DetectorOutputs(
+        features=features,
+        dense_logits=dict(zip(student.head_in_features, logits)),
+        logits=_gather(positives, logits),
+        **_box_outputs(_gather(positives, boxes)),
+    )
 
 
 @torch.no_grad()

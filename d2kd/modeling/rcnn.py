@@ -50,24 +50,17 @@ def observe_rcnn(
     proposals, head_losses = student.roi_heads(images, features, proposals, gt_instances)
 
     positives = [_positives(p, student.roi_heads.num_classes) for p in proposals]
-    labels = torch.cat([p.gt_classes for p in positives])
-    regions = [p.proposal_boxes for p in positives]
-    logits, deltas = _run_teacher_box_head(teacher, teacher_features, regions, labels, want)
+    theirs = _run_teacher_box_head(teacher, teacher_features, positives, want)
     gt_boxes, gt_image = cat_ground_truth(gt_instances)
     step = DistillStep(
-        student=DetectorOutputs(
-            features=features,
-            dense_logits=dense_logits,
-            logits=torch.cat([p.pred_logits for p in positives]),
-            deltas=_of_class(torch.cat([p.pred_deltas for p in positives]), labels),
-        ),
-        teacher=DetectorOutputs(teacher_features, teacher_dense, logits, deltas),
+        student=DetectorOutputs(features, dense_logits, *_predictions(positives)),
+        teacher=DetectorOutputs(teacher_features, teacher_dense, *theirs),
         num_images=len(batch),
         strides={name: spec.stride for name, spec in student.backbone.output_shape().items()},
         gt_boxes=gt_boxes,
         gt_image=gt_image,
-        regions=Boxes.cat(regions).tensor,
-        labels=labels,
+        regions=Boxes.cat([p.proposal_boxes for p in positives]).tensor,
+        labels=_labels(positives),
         region_gt_boxes=Boxes.cat([_matched_boxes(p) for p in positives]).tensor,
         activation="softmax",
         box_coder=box_coder_of(student.roi_heads.box_predictor),
@@ -139,22 +132,33 @@ def _matched_boxes(positives: Instances) -> Boxes:
     return positives.gt_boxes if positives.has("gt_boxes") else positives.proposal_boxes
 
 
+def _labels(positives: List[Instances]) -> Tensor:
+    """(R,) ground-truth classes."""
+    return torch.cat([p.gt_classes for p in positives])
+
+
+def _predictions(positives: List[Instances]) -> Tuple[Tensor, Tensor]:
+    """The student's logits (R, K + 1) and class-selected deltas (R, 4)."""
+    deltas = torch.cat([p.pred_deltas for p in positives])
+    return torch.cat([p.pred_logits for p in positives]), _of_class(deltas, _labels(positives))
+
+
 @torch.no_grad()
 def _run_teacher_box_head(
     teacher: FrozenTeacher,
     features: Dict[str, Tensor],
-    regions: List[Boxes],
-    labels: Tensor,
+    positives: List[Instances],
     want: Wanted,
 ) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """The teacher's logits (R, K + 1) and class-selected deltas (R, 4) on the student's regions."""
     if not want.requires & {"logits", "deltas"}:
         return None, None
     heads: StandardROIHeads = teacher.model.roi_heads
+    regions = [p.proposal_boxes for p in positives]
     # Not in half precision, in which the pooler would round the regions' corners as well.
     pooled = heads.box_pooler([features[f] for f in heads.box_in_features], regions)
     logits, deltas = teacher.call(lambda x: heads.box_predictor(heads.box_head(x)), pooled)
-    return logits, _of_class(deltas, labels)
+    return logits, _of_class(deltas, _labels(positives))
 
 
 def _of_class(deltas: Tensor, labels: Tensor) -> Tensor:
