@@ -14,6 +14,16 @@ __all__ = ["as_arguments", "load_batches", "parse_args"]
 def parse_args(description: str, args: Optional[List[str]] = None) -> argparse.Namespace:
     """Read the command line, or ``args``; sets the number of threads."""
     parser = argparse.ArgumentParser(description=description)
+    _add_options(parser)
+    found = parser.parse_args(args)
+    if found.steps < 2 or found.warmup < 0 or min(found.size) < 1 or found.batch < 1:
+        parser.error("--steps must be 2 or more, --size and --batch above 0, --warmup not below")
+    if found.threads:
+        torch.set_num_threads(found.threads)
+    return found
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", required=True, help="as given to train_net.py")
     parser.add_argument("--json", required=True, type=Path, help="file for the results")
     parser.add_argument("--steps", type=int, default=20, help="timed rounds; medians are over them")
@@ -37,12 +47,6 @@ def parse_args(description: str, args: Optional[List[str]] = None) -> argparse.N
     )
     parser.add_argument("--threads", type=int, help="of the CPU; PyTorch's choice if not given")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override the config")
-    found = parser.parse_args(args)
-    if found.steps < 2 or found.warmup < 0 or min(found.size) < 1 or found.batch < 1:
-        parser.error("--steps must be 2 or more, --size and --batch above 0, --warmup not below")
-    if found.threads:
-        torch.set_num_threads(found.threads)
-    return found
 
 
 def as_arguments(args: argparse.Namespace) -> List[str]:

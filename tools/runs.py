@@ -8,9 +8,10 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, Iterable, Optional, Tuple
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -122,31 +123,35 @@ def execute(run: Run, threads: Optional[int] = None, every: int = 20) -> Dict[st
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
-    tail: List[str] = []
-    with (
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            text=True,
-            errors="replace",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        ) as process,
-        open(run.output / "console.txt", "w") as console,
-    ):
-        for line in process.stdout:
-            console.write(line)
-            tail = [*tail[-29:], line]
-            short = progress(line, every)
-            if short:
-                print(f"{run.name:<12} {short}", flush=True)
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        errors="replace",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        tail = _relay(process.stdout, run, every)
     if process.returncode:
         raise RuntimeError(
             f"{' '.join(command)} ended with {process.returncode}; {run.output}/console.txt has "
-            f"all of its output, which ends in\n{''.join(tail)}"
+            f"all of its output, which ends in\n{tail}"
         )
     return {"params": _student_params(run.output), **metrics(run.output / "metrics.json")}
+
+
+def _relay(output: Iterable[str], run: Run, every: int) -> str:
+    """Keep a training's output in ``console.txt`` and print its progress; returns its end."""
+    tail = deque(maxlen=30)
+    with open(run.output / "console.txt", "w") as console:
+        for line in output:
+            console.write(line)
+            tail.append(line)
+            short = progress(line, every)
+            if short:
+                print(f"{run.name:<12} {short}", flush=True)
+    return "".join(tail)
 
 
 def progress(line: str, every: int) -> str:

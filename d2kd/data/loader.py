@@ -45,19 +45,8 @@ class ResumableLoader:
         self.stream = stream
         self.batch_size = batch_size
         self.grouped = grouped
-        # How many items two batches are.
-        ahead = batch_size if grouped else 1
         # Detectron2 groups what single samples the data workers hand over.
-        self._loader = DataLoader(
-            stream,
-            batch_size=1 if grouped else batch_size,
-            drop_last=True,
-            num_workers=num_workers,
-            collate_fn=trivial_batch_collator,
-            worker_init_fn=worker_init_reset_seed,
-            # PyTorch's two a worker would be two images here, and each step wait for the others.
-            prefetch_factor=max(2, -(-2 * ahead // num_workers)) if num_workers else None,
-        )
+        self._loader = _data_loader(stream, 1 if grouped else batch_size, batch_size, num_workers)
         self._layout = {
             "images": len(stream.dataset),
             "sampler": type(stream.sampler).__name__,
@@ -147,6 +136,24 @@ class ResumableLoader:
         turn = self._taken % max(1, new["data workers"])
         seeds = [mark.seed for mark in self._last.values()]
         self.stream.start = Start(self._last, turn, seeds[0] if seeds else None, self._first)
+
+
+def _data_loader(
+    stream: SampleStream, item_size: int, batch_size: int, num_workers: int
+) -> DataLoader:
+    """Items of ``item_size`` samples each, made by data workers two batches ahead."""
+    # How many items two batches are.
+    ahead = 2 * batch_size // item_size
+    return DataLoader(
+        stream,
+        batch_size=item_size,
+        drop_last=True,
+        num_workers=num_workers,
+        collate_fn=trivial_batch_collator,
+        worker_init_fn=worker_init_reset_seed,
+        # PyTorch's two a worker would be two images here, and each step wait for the others.
+        prefetch_factor=max(2, -(-ahead // num_workers)) if num_workers else None,
+    )
 
 
 def build_train_loader(cfg: CfgNode) -> Iterable[List[Dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """Observing dense detectors: stock losses, one head pass, and rows that mean the same region."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -89,6 +90,29 @@ def test_teacher_runs_only_the_branches_that_are_read(name, requires, parts, fie
     assert not any(x.requires_grad for x in maps + rows)
 
 
+def _enumerate(logits, deltas, anchors, labels, gt_boxes):
+    """Rows of the positives, found an anchor of an image of a level at a time."""
+    rows = {"logits": [], "deltas": [], "regions": [], "labels": [], "region_gt_boxes": []}
+    start = 0
+    for z, t, boxes in zip(logits, deltas, anchors):
+        z, t = z.detach().numpy(), t.detach().numpy()
+        per_cell, width = len(boxes) // z[0, 0].size, z.shape[3]
+        for image, index in itertools.product(range(len(labels)), range(len(boxes))):
+            label = int(labels[image][start + index])
+            if not 0 <= label < K:
+                continue
+            (y, x), a = divmod(index // per_cell, width), index % per_cell
+            d = t.shape[1] // per_cell
+            rows["logits"].append(z[image, a * K : (a + 1) * K, y, x])
+            rows["deltas"].append(t[image, a * d : (a + 1) * d, y, x])
+            rows["regions"].append(boxes.tensor[index].numpy())
+            rows["labels"].append(label)
+            matched = getattr(gt_boxes[image], "tensor", gt_boxes[image])
+            rows["region_gt_boxes"].append(matched[start + index].numpy())
+        start += len(boxes)
+    return rows
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 def test_rows_are_the_positives_in_an_independent_enumeration(name):
     student, batch = build_dense(name), make_batch()
@@ -96,27 +120,7 @@ def test_rows_are_the_positives_in_an_independent_enumeration(name):
     maps = [step.student.features[level] for level in student.head_in_features]
     anchors = student.anchor_generator(maps)
     labels, gt_boxes = student.label_anchors(anchors, [x["instances"] for x in batch])
-    logits, deltas = student.head(maps)[:2]
-
-    expected = {"logits": [], "deltas": [], "regions": [], "labels": [], "region_gt_boxes": []}
-    start = 0
-    for level, (z, t, boxes) in enumerate(zip(logits, deltas, anchors)):
-        z, t = z.detach().numpy(), t.detach().numpy()
-        per_cell, width = len(boxes) // z[0, 0].size, z.shape[3]
-        for image in range(len(batch)):
-            for index in range(len(boxes)):
-                label = int(labels[image][start + index])
-                if not 0 <= label < K:
-                    continue
-                (y, x), a = divmod(index // per_cell, width), index % per_cell
-                d = t.shape[1] // per_cell
-                expected["logits"].append(z[image, a * K : (a + 1) * K, y, x])
-                expected["deltas"].append(t[image, a * d : (a + 1) * d, y, x])
-                expected["regions"].append(boxes.tensor[index].numpy())
-                expected["labels"].append(label)
-                matched = getattr(gt_boxes[image], "tensor", gt_boxes[image])
-                expected["region_gt_boxes"].append(matched[start + index].numpy())
-        start += len(boxes)
+    expected = _enumerate(*student.head(maps)[:2], anchors, labels, gt_boxes)
 
     assert len(expected["labels"]) > 3 and len(set(expected["labels"])) > 1
     if name == "RetinaNet":

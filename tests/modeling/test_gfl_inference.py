@@ -17,10 +17,8 @@ def model():
     return spread_gfl()
 
 
-def test_a_perfect_head_gives_back_the_ground_truth(model):
-    """Logits that say the ground truth come out of inference as exactly these boxes."""
-    batch = make_batch()
-    maps, _ = head_outputs(model, batch)
+def _perfect_predictions(model, maps, batch):
+    """Logits and bins of each level that say the ground truth."""
     anchors = model.anchor_generator(maps)
     labels, boxes = model.label_anchors(anchors, [x["instances"] for x in batch])
     labels, boxes = torch.stack(labels), torch.stack(boxes)
@@ -33,15 +31,21 @@ def test_a_perfect_head_gives_back_the_ground_truth(model):
     bins.scatter_(-1, below[..., None].long(), (1 - share).log())
     bins.scatter_(-1, below[..., None].long() + 1, share.log().clamp(min=-1e4))
     lengths, sizes = [len(a) for a in anchors], [x.shape[-2:] for x in maps]
-    predictions = [
+    return [
         [
             level.transpose(1, 2).unflatten(2, size)
             for level, size in zip(x.split(lengths, dim=1), sizes)
         ]
         for x in (logits, bins.flatten(2))
     ]
-    images = model.preprocess_image(batch)
-    results = model.forward_inference(images, maps, predictions)
+
+
+def test_a_perfect_head_gives_back_the_ground_truth(model):
+    """Logits that say the ground truth come out of inference as exactly these boxes."""
+    batch = make_batch()
+    maps, _ = head_outputs(model, batch)
+    predictions = _perfect_predictions(model, maps, batch)
+    results = model.forward_inference(model.preprocess_image(batch), maps, predictions)
     for result, x in zip(results, batch):
         gt = x["instances"]
         order = result.pred_classes.argsort()

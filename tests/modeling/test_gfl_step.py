@@ -21,45 +21,47 @@ def _numpy_losses(model, batch):
         maps, (logits, bins) = head_outputs(model, batch)
         anchors = model.anchor_generator(maps)
         all_labels, all_boxes = model.label_anchors(anchors, [x["instances"] for x in batch])
-    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
     strides = np.concatenate([[s] * len(a) for s, a in zip((8, 16, 32, 64, 128), anchors)])
     centres = Boxes.cat(anchors).get_centers().double().numpy()
-    cls, count, box_terms, dfl_terms, weights = 0.0, 0, [], [], []
+    cls, box_terms, dfl_terms, weights = 0.0, [], [], []
     for n, labels in enumerate(all_labels):
         z = np.concatenate([x[n].double().flatten(1).numpy() for x in logits], axis=1)
         p = np.concatenate([x[n].double().flatten(1).numpy() for x in bins], axis=1)
         for i, label in enumerate(labels.tolist()):
             target = np.zeros(5)
+            s = 1 / (1 + np.exp(-z[:, i]))
             if label < 5:
-                count += 1
-                g, stride, (x, y) = all_boxes[n][i].double().numpy(), strides[i], centres[i]
-                q = np.exp(p[:, i].reshape(4, 17))
-                q /= q.sum(axis=1, keepdims=True)
-                left, top, right, bottom = stride * (q @ np.arange(17))
-                b = np.array([x - left, y - top, x + right, y + bottom])
-                iou, giou = _iou_and_giou(b, g)
-                target[label] = iou
-                weights.append(sigmoid(z[:, i]).max())
+                g = all_boxes[n][i].double().numpy()
+                target[label], giou, dfl = _positive_terms(p[:, i], strides[i], centres[i], g)
+                weights.append(s.max())
                 box_terms.append(1 - giou)
-                wanted = np.array([x - g[0], y - g[1], g[2] - x, g[3] - y]) / stride
-                k = wanted.astype(int)
-                entropy = [
-                    -(k[e] + 1 - wanted[e]) * np.log(q[e, k[e]])
-                    - (wanted[e] - k[e]) * np.log(q[e, k[e] + 1])
-                    for e in range(4)
-                ]
-                dfl_terms.append(np.mean(entropy))
-            s = sigmoid(z[:, i])
+                dfl_terms.append(dfl)
             entropy = -target * np.log(s) - (1 - target) * np.log(1 - s)
             cls += (np.abs(target - s) ** 2 * entropy).sum()
     weights = np.array(weights)
     total = max(weights.sum(), 1)
     losses = {
-        "loss_cls": cls / max(count, 1),
+        "loss_cls": cls / max(len(weights), 1),
         "loss_box_reg": 2 * (weights * box_terms).sum() / total,
         "loss_dfl": 0.25 * (weights * dfl_terms).sum() / total,
     }
     return losses, weights.sum()
+
+
+def _positive_terms(bins, stride, centre, truth):
+    """IoU and GIoU of the expected box, and the cross entropy of its edges' distributions."""
+    q = np.exp(bins.reshape(4, 17))
+    q /= q.sum(axis=1, keepdims=True)
+    x, y = centre
+    left, top, right, bottom = stride * (q @ np.arange(17))
+    overlaps = _iou_and_giou(np.array([x - left, y - top, x + right, y + bottom]), truth)
+    wanted = np.array([x - truth[0], y - truth[1], truth[2] - x, truth[3] - y]) / stride
+    k = wanted.astype(int)
+    entropy = [
+        -(k[e] + 1 - wanted[e]) * np.log(q[e, k[e]]) - (wanted[e] - k[e]) * np.log(q[e, k[e] + 1])
+        for e in range(4)
+    ]
+    return (*overlaps, np.mean(entropy))
 
 
 def _iou_and_giou(a, b):
