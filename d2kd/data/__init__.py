@@ -7,4 +7,17 @@ from .evaluation import VOCAP50Evaluator, build_evaluator
 from .mapper import BadImageError, build_mapper
 from .shapes import register_shapes
 
+__all__ = [
+    "BadImageError",
+    "DatasetError",
+    "DatasetFileNotFoundError",
+    "VOCAP50Evaluator",
+    "build_evaluator",
+    "build_mapper",
+    "check_num_classes",
+    "num_classes",
+    "num_classes_key",
+    "register_custom_datasets",
+]
+
 register_shapes()

@@ -15,8 +15,10 @@ from .coco_checks import REQUIRED, check_annotations, check_lists
 from .errors import DatasetError
 from .records import AnnotatedImage, Annotation
 
+__all__ = ["read_coco"]
 
-def parse_json(path: Path) -> Dict[str, Any]:
+
+def _parse_json(path: Path) -> Dict[str, Any]:
     """The JSON object of a file; DatasetError with file and line when it is malformed."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -31,7 +33,7 @@ def parse_json(path: Path) -> Dict[str, Any]:
     return content
 
 
-def to_annotation(entry: Dict[str, Any], names: Dict[int, str]) -> Annotation:
+def _to_annotation(entry: Dict[str, Any], names: Dict[int, str]) -> Annotation:
     """An annotation as load_coco_json returns it, to ours; masks and keypoints are kept."""
     box = BoxMode.convert(list(map(float, entry["bbox"])), BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
     extra = {key: entry[key] for key in ("segmentation", "keypoints") if key in entry}
@@ -53,7 +55,7 @@ def read_coco(annotations: Path, images: Path) -> Tuple[List[AnnotatedImage], Tu
     Raises:
         DatasetError: with the file and the line or entry at fault.
     """
-    content = parse_json(annotations)
+    content = _parse_json(annotations)
     check_lists(content, annotations)
     check_annotations(content, annotations)
     categories = sorted(content["categories"], key=lambda entry: entry["id"])
@@ -66,7 +68,7 @@ def read_coco(annotations: Path, images: Path) -> Tuple[List[AnnotatedImage], Tu
             file_name=record["file_name"],
             size=(record["width"], record["height"]),
             source=str(annotations),
-            objects=[to_annotation(entry, names) for entry in record["annotations"]],
+            objects=[_to_annotation(entry, names) for entry in record["annotations"]],
         )
         for record in load_coco_json(str(annotations), str(images))
     ]

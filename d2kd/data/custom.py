@@ -25,12 +25,14 @@ from .records import AnnotatedImage, Remarks, did_you_mean, to_dataset_dicts
 from .roots import datasets_root
 from .voc import read_voc
 
-FORMATS = ("coco", "voc")
-REQUIRED_KEYS = {
+__all__ = ["register_custom_datasets"]
+
+_FORMATS = ("coco", "voc")
+_REQUIRED_KEYS = {
     "coco": ("FORMAT", "ANNOTATIONS", "IMAGES"),
     "voc": ("FORMAT", "ANNOTATIONS", "IMAGES", "SPLIT"),
 }
-OPTIONAL_KEYS = ("CLASSES",)
+_OPTIONAL_KEYS = ("CLASSES",)
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ Read = Tuple[List[AnnotatedImage], Tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Declaration:
+class _Declaration:
     """One checked entry of DATASETS.CUSTOM, paths resolved; split is None for COCO."""
 
     name: str
@@ -56,10 +58,10 @@ class Declaration:
 
 
 @dataclass(frozen=True)
-class CustomDataset:
+class _CustomDataset:
     """What DatasetCatalog holds: a declaration with its classes; equal when both are."""
 
-    declaration: Declaration
+    declaration: _Declaration
     classes: Tuple[str, ...]
 
     def __call__(self) -> List[Dict]:
@@ -71,20 +73,20 @@ class CustomDataset:
         return to_dataset_dicts(images, self.classes, str(self.declaration.images))
 
 
-def check_keys(name: str, node: CfgNode) -> None:
+def _check_keys(name: str, node: CfgNode) -> None:
     """FORMAT is known, and exactly its keys are there."""
     key = f"DATASETS.CUSTOM.{name}"
     if not isinstance(node, dict):
-        raise DatasetError(f"{key} must be a mapping with the keys {REQUIRED_KEYS['coco']}")
-    known = {*REQUIRED_KEYS["voc"], *OPTIONAL_KEYS}
+        raise DatasetError(f"{key} must be a mapping with the keys {_REQUIRED_KEYS['coco']}")
+    known = {*_REQUIRED_KEYS["voc"], *_OPTIONAL_KEYS}
     for entry in node:
         if entry not in known:
             raise DatasetError(
                 f"Unknown key {key}.{entry}; known: {sorted(known)}.{did_you_mean(entry, known)}"
             )
-    if node.get("FORMAT") not in FORMATS:
-        raise DatasetError(f"Set {key}.FORMAT to one of {FORMATS}, not {node.get('FORMAT')!r}")
-    required = REQUIRED_KEYS[node["FORMAT"]]
+    if node.get("FORMAT") not in _FORMATS:
+        raise DatasetError(f"Set {key}.FORMAT to one of {_FORMATS}, not {node.get('FORMAT')!r}")
+    required = _REQUIRED_KEYS[node["FORMAT"]]
     for entry in required:
         if entry not in node:
             raise DatasetError(f"{key} lacks the key {entry}; FORMAT {node['FORMAT']} needs it")
@@ -92,7 +94,7 @@ def check_keys(name: str, node: CfgNode) -> None:
         raise DatasetError(f"Remove {key}.SPLIT: a COCO file is a split; only voc reads this key")
 
 
-def resolve_path(name: str, entry: str, value: str, kind: str) -> Path:
+def _resolve_path(name: str, entry: str, value: str, kind: str) -> Path:
     """The path that a key names; DatasetFileNotFoundError when there is no such file or folder."""
     key = f"DATASETS.CUSTOM.{name}.{entry}"
     if not isinstance(value, str) or not value:
@@ -106,7 +108,7 @@ def resolve_path(name: str, entry: str, value: str, kind: str) -> Path:
     return path
 
 
-def declared_classes(name: str, node: CfgNode) -> Optional[Tuple[str, ...]]:
+def _declared_classes(name: str, node: CfgNode) -> Optional[Tuple[str, ...]]:
     """CLASSES of an entry as a tuple, None when it is not given."""
     value = node.get("CLASSES")
     if value is None:
@@ -119,22 +121,22 @@ def declared_classes(name: str, node: CfgNode) -> Optional[Tuple[str, ...]]:
     return tuple(value)
 
 
-def parse_declaration(name: str, node: CfgNode) -> Declaration:
+def _parse_declaration(name: str, node: CfgNode) -> _Declaration:
     """Check one entry of DATASETS.CUSTOM: its keys and values, and that its files are there."""
-    check_keys(name, node)
+    _check_keys(name, node)
     voc = node["FORMAT"] == "voc"
     kind = "folder" if voc else "file"
-    return Declaration(
+    return _Declaration(
         name=name,
         format=node["FORMAT"],
-        annotations=resolve_path(name, "ANNOTATIONS", node["ANNOTATIONS"], kind),
-        images=resolve_path(name, "IMAGES", node["IMAGES"], "folder"),
-        split=resolve_path(name, "SPLIT", node["SPLIT"], "file") if voc else None,
-        classes=declared_classes(name, node),
+        annotations=_resolve_path(name, "ANNOTATIONS", node["ANNOTATIONS"], kind),
+        images=_resolve_path(name, "IMAGES", node["IMAGES"], "folder"),
+        split=_resolve_path(name, "SPLIT", node["SPLIT"], "file") if voc else None,
+        classes=_declared_classes(name, node),
     )
 
 
-def stated_classes(name: str, declared: Dict[str, Declaration]) -> Optional[Tuple[str, ...]]:
+def _stated_classes(name: str, declared: Dict[str, _Declaration]) -> Optional[Tuple[str, ...]]:
     """The class list a set comes with: CLASSES, or what a registered set's metadata says."""
     if name in declared:
         return declared[name].classes
@@ -142,10 +144,10 @@ def stated_classes(name: str, declared: Dict[str, Declaration]) -> Optional[Tupl
     return None if classes is None else tuple(classes)
 
 
-def common_classes(
+def _common_classes(
     train: Sequence[str],
     test: Sequence[str],
-    declared: Dict[str, Declaration],
+    declared: Dict[str, _Declaration],
     read: Dict[str, Read],
 ) -> Tuple[str, ...]:
     """
@@ -155,7 +157,7 @@ def common_classes(
     count (the test sets', when nothing is trained on): a class that only a test set has could
     not be learnt.
     """
-    stated = {name: stated_classes(name, declared) for name in (*train, *test)}
+    stated = {name: _stated_classes(name, declared) for name in (*train, *test)}
     stated = {name: classes for name, classes in stated.items() if classes is not None}
     if stated:
         first, reference = next(iter(stated.items()))
@@ -173,7 +175,7 @@ def common_classes(
     return tuple(sorted({name for classes in found for name in classes}))
 
 
-def register(dataset: CustomDataset) -> None:
+def _register(dataset: _CustomDataset) -> None:
     """Put a set into Detectron2's catalogs; the same set twice is one, another one an error."""
     name = dataset.declaration.name
     if name in DatasetCatalog:
@@ -209,17 +211,17 @@ def register_custom_datasets(cfg: CfgNode) -> None:
                 f"DATASETS.TRAIN or TEST names '{name}', which is neither declared under "
                 f"DATASETS.CUSTOM nor registered.{did_you_mean(name, known)}"
             )
-    declared = {name: parse_declaration(name, custom[name]) for name in used if name in custom}
+    declared = {name: _parse_declaration(name, custom[name]) for name in used if name in custom}
     if not declared:
         return
     read = {name: declaration.read() for name, declaration in declared.items()}
-    classes = common_classes(train, test, declared, read)
+    classes = _common_classes(train, test, declared, read)
     for name, declaration in declared.items():
-        dataset = CustomDataset(declaration, classes)
+        dataset = _CustomDataset(declaration, classes)
         dicts, remarks = dataset.load(read[name][0])
         if not any(record["annotations"] for record in dicts):
             raise DatasetError(f"{declaration.annotations}: not one box with an extent is left")
         check_shapes(dicts, cfg)
         remarks.log(name)
-        register(dataset)
+        _register(dataset)
         logger.info("%s: %d images, classes %s", name, len(dicts), list(classes))

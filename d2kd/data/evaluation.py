@@ -24,6 +24,8 @@ from detectron2.utils.logger import create_small_table
 from .errors import DatasetError
 from .voc_ap import voc_average_precision
 
+__all__ = ["VOCAP50Evaluator", "boxes_of", "build_evaluator"]
+
 logger = logging.getLogger(__name__)
 
 
@@ -94,7 +96,7 @@ class VOCAP50Evaluator(DatasetEvaluator):
         return {"voc": results}
 
 
-def ensure_coco_json(dataset_name: str, output_folder: str) -> None:
+def _ensure_coco_json(dataset_name: str, output_folder: str) -> None:
     """
     Write the set as loaded (clipped, without degenerate boxes) for COCOEvaluator, once a process.
 
@@ -138,6 +140,6 @@ def build_evaluator(
     # The fast implementation needs the compiled extension, and is unofficial.
     if not metadata.get("voc_ap50"):
         return COCOEvaluator(dataset_name, output_dir=output_folder, use_fast_impl=False)
-    ensure_coco_json(dataset_name, output_folder)
+    _ensure_coco_json(dataset_name, output_folder)
     coco = COCOEvaluator(dataset_name, output_dir=output_folder, use_fast_impl=False)
     return DatasetEvaluators([coco, VOCAP50Evaluator(dataset_name)])

@@ -14,11 +14,11 @@ __all__ = ["HUGE", "TINY", "check_shapes", "image_size"]
 TINY = 8
 # Pixels of an image above which decoding takes seconds and gigabytes.
 HUGE = 50_000_000
-EXIF_ORIENTATION = 0x0112
-TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
 # Pillow's modes of more than 8 bits a channel. Converted to RGB, as Detectron2 does, they are
 # clipped at 255: nearly everything becomes white, without a word.
-DEEP_MODES = ("I", "F")
+_DEEP_MODES = ("I", "F")
 
 
 def image_size(file_name: str, source: str) -> Tuple[int, int]:
@@ -45,7 +45,7 @@ def image_size(file_name: str, source: str) -> Tuple[int, int]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file_name) as image:
                 width, height, mode = *image.size, image.mode
-                orientation = image.getexif().get(EXIF_ORIENTATION)
+                orientation = image.getexif().get(_EXIF_ORIENTATION)
     except FileNotFoundError:
         raise DatasetFileNotFoundError(
             f"Image {file_name} is not there, but {source} annotates it. Add the image, remove its "
@@ -57,13 +57,13 @@ def image_size(file_name: str, source: str) -> Tuple[int, int]:
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise DatasetError(f"{where} cannot be read: {error}") from error
-    if mode.startswith(DEEP_MODES):
+    if mode.startswith(_DEEP_MODES):
         raise DatasetError(
             f"{where} has more than 8 bits a channel (Pillow's mode {mode}), which would be clipped "
             "to white. Convert it to 8 bits, scaled to the range it uses."
         )
     # Detectron2 rotates images by their EXIF tag when it reads them.
-    return (height, width) if orientation in TRANSPOSED_ORIENTATIONS else (width, height)
+    return (height, width) if orientation in _TRANSPOSED_ORIENTATIONS else (width, height)
 
 
 def check_shapes(records: Iterable[Dict], cfg: CfgNode) -> None:

@@ -17,6 +17,15 @@ from detectron2.structures import BoxMode
 from .errors import DatasetError
 from .images import HUGE, TINY, image_size
 
+__all__ = [
+    "AnnotatedImage",
+    "Annotation",
+    "Remarks",
+    "did_you_mean",
+    "first_few",
+    "to_dataset_dicts",
+]
+
 logger = logging.getLogger(__name__)
 
 
@@ -75,7 +84,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def class_index(name: str, classes: Sequence[str], source: str) -> int:
+def _class_index(name: str, classes: Sequence[str], source: str) -> int:
     """Position of a class; DatasetError naming the file when there is no such class."""
     if name in classes:
         return list(classes).index(name)
@@ -145,7 +154,7 @@ def _clip_objects(
     """The annotations of its dataset dict; what has no area inside the image is left out."""
     annotations = []
     for item in image.objects:
-        category = class_index(item.category, classes, image.source)
+        category = _class_index(item.category, classes, image.source)
         box = np.clip(item.box, 0, (*size, *size)).tolist()
         if box[2] <= box[0] or box[3] <= box[1]:
             remarks.degenerate.append(os.path.basename(image.file_name))

@@ -4,6 +4,8 @@ import os
 import stat
 from pathlib import Path
 
+__all__ = ["datasets_root", "is_writable"]
+
 
 def datasets_root() -> Path:
     """The folder that relative paths of data sets start from; read again at every call."""

@@ -13,18 +13,29 @@ from typing import List, NamedTuple, Tuple
 import cv2
 import numpy as np
 
+__all__ = [
+    "CLASSES",
+    "IMAGE_SIZE",
+    "MIN_VISIBLE",
+    "Shape",
+    "draw_picture",
+    "place_shapes",
+    "polygon_mask",
+    "unit_polygon",
+]
+
 IMAGE_SIZE = 160
 # In pairs that differ in one property only: aspect, aspect, depth of the notches.
 CLASSES = ("circle", "ellipse", "square", "rectangle", "pentagon", "star")
-MAX_OBJECTS = 6
-SIZE_RANGE = (10.0, 80.0)
+_MAX_OBJECTS = 6
+_SIZE_RANGE = (10.0, 80.0)
 MIN_VISIBLE = 0.4
-SUPERSAMPLE = 4
+_SUPERSAMPLE = 4
 # Share of the shapes whose hue is that of their pair, and the distance (BGR, 0..255 a channel)
 # from its surroundings that a colour is chosen for.
-TYPICAL_HUE = 0.7
-MIN_CONTRAST = 70.0
-PLACEMENT_TRIES = 12
+_TYPICAL_HUE = 0.7
+_MIN_CONTRAST = 70.0
+_PLACEMENT_TRIES = 12
 
 
 class Shape(NamedTuple):
@@ -57,11 +68,11 @@ def unit_polygon(name: str, rng: np.random.Generator) -> np.ndarray:
     return np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1)
 
 
-def random_polygon(name: str, rng: np.random.Generator) -> np.ndarray:
+def _random_polygon(name: str, rng: np.random.Generator) -> np.ndarray:
     """
     A shape of the given class, rotated, sized and placed at random.
 
-    The longer side of its extents lies in SIZE_RANGE, small ones more often; its centre lies in
+    The longer side of its extents lies in _SIZE_RANGE, small ones more often; its centre lies in
     the image.
 
     Returns:
@@ -72,14 +83,14 @@ def random_polygon(name: str, rng: np.random.Generator) -> np.ndarray:
     cos, sin = np.cos(angle), np.sin(angle)
     points = points @ np.array([[cos, sin], [-sin, cos]])
     low, high = points.min(axis=0), points.max(axis=0)
-    size = rng.uniform(*np.sqrt(SIZE_RANGE)) ** 2
+    size = rng.uniform(*np.sqrt(_SIZE_RANGE)) ** 2
     center = rng.uniform(4, IMAGE_SIZE - 4, size=2)
     return (points - (low + high) / 2) * (size / (high - low).max()) + center
 
 
 def polygon_mask(points: np.ndarray) -> Tuple[np.ndarray, float]:
     """
-    Antialiased coverage of a polygon, drawn at SUPERSAMPLE times the resolution.
+    Antialiased coverage of a polygon, drawn at _SUPERSAMPLE times the resolution.
 
     Args:
         points: (P, 2) float64 corners in pixels.
@@ -89,9 +100,9 @@ def polygon_mask(points: np.ndarray) -> Tuple[np.ndarray, float]:
     """
     low = np.floor(points.min(axis=0)).astype(int)
     width, height = np.ceil(points.max(axis=0)).astype(int) - low
-    canvas = np.zeros((height * SUPERSAMPLE, width * SUPERSAMPLE), dtype=np.uint8)
+    canvas = np.zeros((height * _SUPERSAMPLE, width * _SUPERSAMPLE), dtype=np.uint8)
     # OpenCV's integer coordinates are the centres of pixels, ours their upper left corners.
-    corners = np.round((points - low) * SUPERSAMPLE - 0.5).astype(np.int32)
+    corners = np.round((points - low) * _SUPERSAMPLE - 0.5).astype(np.int32)
     cv2.fillPoly(canvas, [corners], 255)
     patch = cv2.resize(canvas, (int(width), int(height)), interpolation=cv2.INTER_AREA)
     mask = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
@@ -101,7 +112,7 @@ def polygon_mask(points: np.ndarray) -> Tuple[np.ndarray, float]:
     return mask, float(patch.sum() / 255.0)
 
 
-def background(rng: np.random.Generator) -> np.ndarray:
+def _background(rng: np.random.Generator) -> np.ndarray:
     """Gradient, soft blotches, stripes and grain of random strength; (S, S, 3) float32 in 0..255."""
     y, x = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32) / IMAGE_SIZE
     angle, stripe_angle, phase = rng.uniform(0, 2 * np.pi, size=3)
@@ -120,7 +131,7 @@ def background(rng: np.random.Generator) -> np.ndarray:
     return image.astype(np.float32)
 
 
-def draw_distractors(image: np.ndarray, rng: np.random.Generator, count: int) -> None:
+def _draw_distractors(image: np.ndarray, rng: np.random.Generator, count: int) -> None:
     """Draw lines, crosses and fuzzy blobs, which belong to no class, into the image."""
     for kind in rng.integers(0, 3, size=count):
         color = rng.uniform(0, 255, size=3)
@@ -142,7 +153,7 @@ def draw_distractors(image: np.ndarray, rng: np.random.Generator, count: int) ->
         image += alpha * (color.astype(np.float32) - image)
 
 
-def random_color(category: int, rng: np.random.Generator) -> np.ndarray:
+def _random_color(category: int, rng: np.random.Generator) -> np.ndarray:
     """
     A colour, in BGR: most shapes have about the hue of their pair of classes, some have any.
 
@@ -152,28 +163,28 @@ def random_color(category: int, rng: np.random.Generator) -> np.ndarray:
     Returns:
         (3,) float32 in 0..255.
     """
-    typical = rng.uniform() < TYPICAL_HUE
+    typical = rng.uniform() < _TYPICAL_HUE
     hue = (category // 2 * 120 + rng.normal(0, 18)) if typical else rng.uniform(0, 360)
     hsv = np.array([[[hue % 360, rng.uniform(0.45, 1), rng.uniform(0.5, 1)]]], dtype=np.float32)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0] * 255
 
 
-def draw_shape(
+def _draw_shape(
     image: np.ndarray, mask: np.ndarray, category: int, rng: np.random.Generator
 ) -> None:
     """Blend one shape into the image: a colour that differs from what is there, with grain."""
     local = image[mask > 0.5].mean(axis=0) if (mask > 0.5).any() else image.mean(axis=(0, 1))
-    candidates = np.stack([random_color(category, rng) for _ in range(8)])
+    candidates = np.stack([_random_color(category, rng) for _ in range(8)])
     distance = np.linalg.norm(candidates - local, axis=1)
     # The first that can be seen, else the best there is.
-    color = candidates[np.argmax(distance >= min(MIN_CONTRAST, distance.max()))]
+    color = candidates[np.argmax(distance >= min(_MIN_CONTRAST, distance.max()))]
     grain = rng.uniform(0, 10) * rng.standard_normal(image.shape, dtype=np.float32)
     image += mask[..., None] * (color + grain - image)
 
 
 def place_shapes(rng: np.random.Generator) -> Tuple[List[Shape], List[np.ndarray]]:
     """
-    Choose 1 to MAX_OBJECTS shapes, later ones in front.
+    Choose 1 to _MAX_OBJECTS shapes, later ones in front.
 
     A shape is only placed where it and every earlier one keep MIN_VISIBLE of their whole area in
     sight, so no shape in a picture goes without its box.
@@ -182,10 +193,10 @@ def place_shapes(rng: np.random.Generator) -> Tuple[List[Shape], List[np.ndarray
         The shapes, and their (S, S) float32 masks.
     """
     shapes, masks, visible, areas = [], [], [], []
-    wanted = int(rng.integers(1, MAX_OBJECTS + 1))
-    for _ in range(PLACEMENT_TRIES * wanted):
+    wanted = int(rng.integers(1, _MAX_OBJECTS + 1))
+    for _ in range(_PLACEMENT_TRIES * wanted):
         category = int(rng.integers(len(CLASSES)))
-        points = random_polygon(CLASSES[category], rng)
+        points = _random_polygon(CLASSES[category], rng)
         mask, area = polygon_mask(points)
         remaining = [seen * (1 - mask) for seen in visible] + [mask]
         if any(seen.sum() < MIN_VISIBLE * a for seen, a in zip(remaining, areas + [area])):
@@ -207,9 +218,9 @@ def draw_picture(rng: np.random.Generator) -> Tuple[np.ndarray, List[Shape]]:
         (S, S, 3) uint8 image in BGR order, and its shapes from back to front.
     """
     shapes, masks = place_shapes(rng)
-    image = background(rng)
-    draw_distractors(image, rng, count=int(rng.integers(2, 7)))
+    image = _background(rng)
+    _draw_distractors(image, rng, count=int(rng.integers(2, 7)))
     for shape, mask in zip(shapes, masks):
-        draw_shape(image, mask, shape.category, rng)
-    draw_distractors(image, rng, count=int(rng.integers(0, 3)))
+        _draw_shape(image, mask, shape.category, rng)
+    _draw_distractors(image, rng, count=int(rng.integers(0, 3)))
     return image.clip(0, 255).round().astype(np.uint8), shapes

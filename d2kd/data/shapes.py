@@ -23,6 +23,16 @@ from iopath.common.file_io import file_lock
 from .roots import datasets_root, is_writable
 from .shape_images import CLASSES, IMAGE_SIZE, Shape, draw_picture
 
+__all__ = [
+    "FOLDER",
+    "SPLITS",
+    "VERSION",
+    "generate",
+    "picture_rng",
+    "register_shapes",
+    "shapes_folder",
+]
+
 VERSION = 2
 # Split -> number of images; the order of the splits is part of their random seed.
 SPLITS = {"train": 1000, "val": 300, "test": 500}
@@ -36,7 +46,7 @@ def picture_rng(split: str, index: int) -> np.random.Generator:
     return np.random.default_rng([VERSION, list(SPLITS).index(split), index])
 
 
-def coco_annotation(shape: Shape, image_id: int, annotation_id: int) -> Dict:
+def _coco_annotation(shape: Shape, image_id: int, annotation_id: int) -> Dict:
     """One shape as a COCO annotation; the category ids are those of CLASSES plus 1."""
     x0, y0, x1, y1 = (round(value, 2) for value in shape.box)
     width, height = round(x1 - x0, 2), round(y1 - y0, 2)
@@ -50,7 +60,7 @@ def coco_annotation(shape: Shape, image_id: int, annotation_id: int) -> Dict:
     }
 
 
-def write_split(folder: Path, split: str, count: int) -> None:
+def _write_split(folder: Path, split: str, count: int) -> None:
     """Write ``<folder>/<split>/*.jpg`` and ``<folder>/annotations/<split>.json``."""
     (folder / split).mkdir(parents=True)
     (folder / "annotations").mkdir(exist_ok=True)
@@ -63,7 +73,7 @@ def write_split(folder: Path, split: str, count: int) -> None:
         side = IMAGE_SIZE
         images.append({"id": index + 1, "file_name": name, "width": side, "height": side})
         for shape in shapes:
-            annotations.append(coco_annotation(shape, index + 1, len(annotations) + 1))
+            annotations.append(_coco_annotation(shape, index + 1, len(annotations) + 1))
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
@@ -86,7 +96,7 @@ def generate(folder: Path, splits: Dict[str, int] = SPLITS) -> None:
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             for split, count in splits.items():
-                write_split(unfinished, split, count)
+                _write_split(unfinished, split, count)
             unfinished.chmod(0o755)  # mkdtemp's folders are private to their owner
             os.replace(unfinished, folder)
         finally:
@@ -106,7 +116,7 @@ def shapes_folder() -> Path:
     return target
 
 
-def load_shapes(split: str) -> List[Dict]:
+def _load_shapes(split: str) -> List[Dict]:
     """One split in Detectron2's standard format, boxes in pixels."""
     folder = shapes_folder()
     name = f"d2kd_shapes_{split}"
@@ -122,7 +132,7 @@ def register_shapes() -> None:
     """
     for split in SPLITS:
         name = f"d2kd_shapes_{split}"
-        DatasetCatalog.register(name, lambda split=split: load_shapes(split))
+        DatasetCatalog.register(name, lambda split=split: _load_shapes(split))
         MetadataCatalog.get(name).set(
             thing_classes=list(CLASSES), evaluator_type="coco", voc_ap50=True
         )

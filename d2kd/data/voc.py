@@ -13,10 +13,12 @@ from xml.parsers import expat
 from .errors import DatasetError, DatasetFileNotFoundError
 from .records import AnnotatedImage, Annotation
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG")
+__all__ = ["read_voc"]
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG")
 
 
-def parse_xml(path: Path) -> ElementTree.Element:
+def _parse_xml(path: Path) -> ElementTree.Element:
     """
     Parse an XML file in which entities may not be declared, so that none is ever followed.
 
@@ -43,7 +45,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
     return builder.close()
 
 
-def text_of(element: ElementTree.Element, tag: str, path: Path) -> str:
+def _text_of(element: ElementTree.Element, tag: str, path: Path) -> str:
     """The text of a child element; DatasetError naming the file when there is none."""
     text = (element.findtext(tag) or "").strip()
     if not text:
@@ -51,9 +53,9 @@ def text_of(element: ElementTree.Element, tag: str, path: Path) -> str:
     return text
 
 
-def number_of(element: ElementTree.Element, tag: str, path: Path) -> float:
+def _number_of(element: ElementTree.Element, tag: str, path: Path) -> float:
     """The finite number in a child element; DatasetError naming the file when it is none."""
-    text = text_of(element, tag, path)
+    text = _text_of(element, tag, path)
     try:
         value = float(text)
     except ValueError:
@@ -63,7 +65,7 @@ def number_of(element: ElementTree.Element, tag: str, path: Path) -> float:
     return value
 
 
-def box_of(element: ElementTree.Element, path: Path) -> Tuple[float, float, float, float]:
+def _box_of(element: ElementTree.Element, path: Path) -> Tuple[float, float, float, float]:
     """
     The box of an <object>, from VOC's 1-based inclusive pixels to continuous coordinates.
 
@@ -73,22 +75,22 @@ def box_of(element: ElementTree.Element, path: Path) -> Tuple[float, float, floa
     bndbox = element.find("bndbox")
     if bndbox is None:
         raise DatasetError(f"{path}: an <object> has no <bndbox>")
-    x0, y0, x1, y1 = (number_of(bndbox, tag, path) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    x0, y0, x1, y1 = (_number_of(bndbox, tag, path) for tag in ("xmin", "ymin", "xmax", "ymax"))
     if x1 <= x0 or y1 <= y0:
         return (x0, y0, x0, y0)
     return (x0 - 1, y0 - 1, x1, y1)
 
 
-def find_image(folder: Path, image_id: str, root: ElementTree.Element) -> Path:
+def _find_image(folder: Path, image_id: str, root: ElementTree.Element) -> Path:
     """The image of an annotation: named as the annotation is, or else as its <filename> says."""
-    for suffix in IMAGE_SUFFIXES:
+    for suffix in _IMAGE_SUFFIXES:
         if (folder / (image_id + suffix)).is_file():
             return folder / (image_id + suffix)
     stated = (root.findtext("filename") or "").strip()
-    return folder / (stated or image_id + IMAGE_SUFFIXES[0])
+    return folder / (stated or image_id + _IMAGE_SUFFIXES[0])
 
 
-def read_image(annotations: Path, images: Path, image_id: str, split: Path) -> AnnotatedImage:
+def _read_image(annotations: Path, images: Path, image_id: str, split: Path) -> AnnotatedImage:
     """One image's annotation file; objects marked <difficult> are to be ignored."""
     path = annotations / f"{image_id}.xml"
     if not path.is_file():
@@ -96,18 +98,18 @@ def read_image(annotations: Path, images: Path, image_id: str, split: Path) -> A
             f"{path} is not there, but {split} lists '{image_id}'. Correct ANNOTATIONS or SPLIT of "
             "this data set, or the list."
         )
-    root = parse_xml(path)
+    root = _parse_xml(path)
     size = root.find("size")
     if size is None:
         raise DatasetError(f"{path}: there is no <size> with <width> and <height>")
     objects = []
     for item in root.iter("object"):
         difficult = (item.findtext("difficult") or "0").strip() == "1"
-        objects.append(Annotation(text_of(item, "name", path), box_of(item, path), difficult, {}))
+        objects.append(Annotation(_text_of(item, "name", path), _box_of(item, path), difficult, {}))
     return AnnotatedImage(
         image_id=image_id,
-        file_name=str(find_image(images, image_id, root)),
-        size=(int(number_of(size, "width", path)), int(number_of(size, "height", path))),
+        file_name=str(_find_image(images, image_id, root)),
+        size=(int(_number_of(size, "width", path)), int(_number_of(size, "height", path))),
         source=str(path),
         objects=objects,
     )
@@ -143,7 +145,7 @@ def read_voc(
     twice = [image_id for image_id in ids if image_id in seen or seen.add(image_id)]
     if twice:
         raise DatasetError(f"{split} lists image '{twice[0]}' more than once; remove duplicates")
-    read = [read_image(annotations, images, image_id, split) for image_id in ids]
+    read = [_read_image(annotations, images, image_id, split) for image_id in ids]
     classes = tuple(sorted({item.category for image in read for item in image.objects}))
     if not classes:
         raise DatasetError(f"{annotations}: not one <object> in the images that {split} lists")

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 
+__all__ = ["average_precision", "voc_average_precision"]
+
 
 def average_precision(true_positive: np.ndarray, num_positives: int) -> float:
     """
@@ -36,7 +38,7 @@ def average_precision(true_positive: np.ndarray, num_positives: int) -> float:
     return float(precision[true_positive].sum() / num_positives)
 
 
-def best_matches(
+def _best_matches(
     det_boxes: np.ndarray, det_images: np.ndarray, gt_boxes: np.ndarray, gt_images: np.ndarray
 ) -> Tuple[np.ndarray, np.ndarray]:
     """
@@ -82,7 +84,7 @@ def voc_average_precision(
         AP in 0..1; NaN when every object is to be ignored, or there is none.
     """
     order = np.argsort(-det_scores, kind="stable")
-    iou, index = best_matches(det_boxes[order], det_images[order], gt_boxes, gt_images)
+    iou, index = _best_matches(det_boxes[order], det_images[order], gt_boxes, gt_images)
     matched = iou >= threshold
     if len(gt_boxes):
         counted = ~(matched & gt_ignore[index])

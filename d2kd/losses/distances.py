@@ -10,7 +10,6 @@ Shape shorthand in this file:
 
 from typing import Callable
 
-import torch
 import torch.nn.functional as F
 from fvcore.common.registry import Registry
 from torch import Tensor
