@@ -19,8 +19,8 @@ def _build_adapter(kind: str, level: str, student: ShapeSpec, teacher: ShapeSpec
     same = student.channels == teacher.channels
     if kind == "none" and not same:
         raise ValueError(
-            f"level {level} has {student.channels} channels in the student and {teacher.channels} in "
-            "the teacher: set DISTILL.FEATURE.ADAPTER to '1x1', '3x3' or 'auto'"
+            f"level {level} has {student.channels} channels in the student and {teacher.channels} "
+            "in the teacher: set DISTILL.FEATURE.ADAPTER to '1x1', '3x3' or 'auto'"
         )
     if kind == "none" or (kind == "auto" and same):
         return nn.Identity()

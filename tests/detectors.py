@@ -38,7 +38,7 @@ def write_teachers(folder):
 
 
 def detector_cfg(files, detector, keys):
-    """A student of the detector under its own kind, without BatchNorm; keys: more of the config's."""
+    """A student of the detector under its own kind, without BatchNorm; keys: more config keys."""
     common = {"MODEL.META_ARCHITECTURE": detector, "MODEL.RESNETS.NORM": "FrozenBN"}
     # No loss hides another.
     common["DISTILL.FEATURE.WEIGHT"] = 0.001

@@ -1,4 +1,4 @@
-"""Detectors, batches and a data set small enough for a test: 64 px images, a few thousand weights."""
+"""Detectors, batches and a data set small enough for a test: 64 px, a few thousand weights."""
 
 import copy
 import json

@@ -7,7 +7,8 @@ from detectron2.config import CfgNode, get_cfg
 from PIL import Image
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>
-<xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"""
+<xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax>
+</bndbox></object>"""
 
 
 def write_image(path, width=64, height=48):

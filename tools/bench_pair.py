@@ -100,7 +100,7 @@ def build_stock(cfg: CfgNode) -> nn.Module:
 
 
 def build_any_teacher(cfg: CfgNode, random_weights: bool = False) -> Tuple[FrozenTeacher, bool]:
-    """The teacher, and whether its weights are random: where asked, and where the file is lacking."""
+    """The teacher, and whether its weights are random: if asked, or if the file is lacking."""
     teacher_cfg = read_teacher_config(cfg)
     if not random_weights and os.path.isfile(teacher_cfg.MODEL.WEIGHTS):
         return build_teacher(teacher_cfg, cfg.INPUT.FORMAT), False

@@ -192,7 +192,7 @@ def _forget_gradients(module: nn.Module, recorded: List[Recorded]) -> None:
 
 
 def adapters_task(module: nn.Module, recorded: List[Recorded]) -> Task:
-    """Forward and backward of a feature loss's adapters alone, which no implementation can spare."""
+    """Forward and backward of a feature loss's adapters alone: no implementation can spare them."""
     gradients: Dict[str, Tensor] = {}
 
     def run(turn: int) -> None:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Check a set-up before spending GPU hours on it (docs/doctor.md shows what it says).
 
-    python tools/doctor.py --config-file configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml [KEY VALUE ...]
+    python tools/doctor.py \\
+        --config-file configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml [KEY VALUE ...]
 
 Exits with 1 if anything is wrong.
 """

@@ -97,7 +97,7 @@ def write_report(rows: List[Row], folder: Path, name: str, document: Path) -> No
 
 
 def insert(document: Path, begin: str, text: str) -> None:
-    """Put ``text`` into a markdown file between the lines ``begin`` and ``<!-- end -->``, if there."""
+    """Put ``text`` between the lines ``begin`` and ``<!-- end -->`` of a document that has them."""
     between = re.compile(
         rf"(?<={re.escape(begin)}\n).*?(?=^<!-- end -->$)", re.DOTALL | re.MULTILINE
     )

@@ -17,7 +17,7 @@ class Method(NamedTuple):
 
 
 class Suite(NamedTuple):
-    """What is compared on one dataset; its teachers are ``configs/<suite>/<detector>_teacher.yaml``.
+    """What is compared on one dataset; teachers are ``configs/<suite>/<detector>_teacher.yaml``.
 
     Attributes:
         methods: detector -> the baseline, then the methods that are held against it.

@@ -1,5 +1,4 @@
-"""
-Reader of COCO's instances JSON: Detectron2's loader behind checks that name the culprit.
+"""Reader of COCO's instances JSON: Detectron2's loader behind checks that name the culprit.
 
 https://cocodataset.org/#format-data
 """
@@ -42,8 +41,7 @@ def _to_annotation(entry: Dict[str, Any], names: Dict[int, str]) -> Annotation:
 
 
 def read_coco(annotations: Path, images: Path) -> Tuple[List[AnnotatedImage], Tuple[str, ...]]:
-    """
-    Read a COCO-format set; category ids may be any different integers.
+    """Read a COCO-format set; category ids may be any different integers.
 
     Args:
         annotations: the JSON file.

@@ -1,5 +1,4 @@
-"""
-Data sets declared in the config under DATASETS.CUSTOM, without any Python.
+"""Data sets declared in the config under DATASETS.CUSTOM, without any Python.
 
     DATASETS:
       CUSTOM:
@@ -150,8 +149,7 @@ def _common_classes(
     declared: Dict[str, _Declaration],
     read: Dict[str, Read],
 ) -> Tuple[str, ...]:
-    """
-    The one class list of all sets used together.
+    """The one class list of all sets used together.
 
     Stated lists must be equal, order included. Where none is stated, the training sets' classes
     count (the test sets', when nothing is trained on): a class that only a test set has could
@@ -192,8 +190,7 @@ def _register(dataset: _CustomDataset) -> None:
 
 
 def register_custom_datasets(cfg: CfgNode) -> None:
-    """
-    Check and register the sets of DATASETS.CUSTOM that DATASETS.TRAIN and TEST use.
+    """Check and register the sets of DATASETS.CUSTOM that DATASETS.TRAIN and TEST use.
 
     The used ones are read entirely, so that whatever is wrong shows before training starts;
     declarations that are not used are not looked at.

@@ -97,8 +97,7 @@ class VOCAP50Evaluator(DatasetEvaluator):
 
 
 def _ensure_coco_json(dataset_name: str, output_folder: str) -> None:
-    """
-    Write the set as loaded (clipped, without degenerate boxes) for COCOEvaluator, once a process.
+    """Write the set as loaded (clipped, no degenerate boxes) for COCOEvaluator, once a process.
 
     A file left by an earlier run is never trusted: the data may have changed since.
     """
@@ -115,8 +114,7 @@ def _ensure_coco_json(dataset_name: str, output_folder: str) -> None:
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
 ) -> DatasetEvaluator:
-    """
-    The evaluator for a data set, chosen by its metadata's evaluator_type.
+    """The evaluator for a data set, chosen by its metadata's evaluator_type.
 
     Args:
         cfg: OUTPUT_DIR is read, when no output_folder is given.

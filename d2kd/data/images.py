@@ -1,4 +1,4 @@
-"""What an image file's header tells: is it there, is it an image, and one that detectors can read."""
+"""What an image file's header tells: is it there, is it an image, can detectors read it."""
 
 import warnings
 from typing import Dict, Iterable, List, Tuple
@@ -22,13 +22,11 @@ _DEEP_MODES = ("I", "F")
 
 
 def image_size(file_name: str, source: str) -> Tuple[int, int]:
-    """
-    Width and height of an image file, from its header alone (a PNG's rotation may stand behind its
-    pixels, which are then read too).
+    """Width and height of an image as Detectron2 will read it, from the file's header alone.
 
-    Greyscale, CMYK, palette and transparent images pass: Detectron2 converts them to
-    INPUT.FORMAT. Whether the pixels behind the header are whole shows when they are read; see
-    DATALOADER.BAD_IMAGES.
+    A PNG's rotation may stand behind its pixels, which are then read too. Greyscale, CMYK,
+    palette and transparent images pass: Detectron2 converts them to INPUT.FORMAT. Whether the
+    pixels behind the header are whole shows when they are read; see DATALOADER.BAD_IMAGES.
 
     Args:
         file_name: of the image.
@@ -59,16 +57,15 @@ def image_size(file_name: str, source: str) -> Tuple[int, int]:
         raise DatasetError(f"{where} cannot be read: {error}") from error
     if mode.startswith(_DEEP_MODES):
         raise DatasetError(
-            f"{where} has more than 8 bits a channel (Pillow's mode {mode}), which would be clipped "
-            "to white. Convert it to 8 bits, scaled to the range it uses."
+            f"{where} has more than 8 bits a channel (Pillow's mode {mode}), which would be "
+            "clipped to white. Convert it to 8 bits, scaled to the range it uses."
         )
     # Detectron2 rotates images by their EXIF tag when it reads them.
     return (height, width) if orientation in _TRANSPOSED_ORIENTATIONS else (width, height)
 
 
 def check_shapes(records: Iterable[Dict], cfg: CfgNode) -> None:
-    """
-    Refuse images so long that their short side vanishes when they are resized for training.
+    """Refuse images so long that their short side vanishes when they are resized for training.
 
     Args:
         records: dataset dicts.

@@ -104,8 +104,7 @@ class ResumableLoader:
         }
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """
-        Go on after the batch that ``state_dict`` was asked after.
+        """Go on after the batch that ``state_dict`` was asked after.
 
         Where the set-up has changed meanwhile that is impossible: a warning says what has, and the
         images go on at the same place of their order, or, if that is another one, from its start.

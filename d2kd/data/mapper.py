@@ -63,8 +63,8 @@ class NamingMapper:
                 raise
             if not self.skip:
                 raise BadImageError(
-                    f"Image {record['file_name']} cannot be read: {reason}. Repair or remove it, or "
-                    "set DATALOADER.BAD_IMAGES to 'skip' to train without such images."
+                    f"Image {record['file_name']} cannot be read: {reason}. Repair or remove it, "
+                    "or set DATALOADER.BAD_IMAGES to 'skip' to train without such images."
                 ) from error
         self.skipped += 1
         logger.warning(

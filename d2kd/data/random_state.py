@@ -24,8 +24,7 @@ def get_random_state() -> Dict[str, Any]:
 
 
 def set_random_state(state: Dict[str, Any]) -> None:
-    """
-    Let the global streams go on from where ``get_random_state`` was called.
+    """Let the global streams go on from where ``get_random_state`` was called.
 
     Args:
         state: what it returned, possibly from a file.

@@ -1,5 +1,4 @@
-"""
-What every annotation format is read into, and the way from there to Detectron2's dataset dicts.
+"""What every annotation format is read into, and the way from there to Detectron2's dataset dicts.
 
 Boxes are x0, y0, x1, y1 in pixels of the image as it is read (EXIF rotation applied), continuous
 coordinates: the image spans 0..width and 0..height.
@@ -99,8 +98,7 @@ def _class_index(name: str, classes: Sequence[str], source: str) -> int:
 def to_dataset_dicts(
     images: Sequence[AnnotatedImage], classes: Sequence[str], image_folder: str
 ) -> Tuple[List[Dict], Remarks]:
-    """
-    Check the images, clip the boxes and drop degenerate ones.
+    """Check the images, clip the boxes and drop degenerate ones.
 
     Args:
         images: what a reader returned.

@@ -13,8 +13,7 @@ def datasets_root() -> Path:
 
 
 def is_writable(folder: Path) -> bool:
-    """
-    Whether files can be created in a folder, which is made if it is absent.
+    """Whether files can be created in a folder, which is made if it is absent.
 
     A folder without any write permission is respected as read-only even for root, whom the
     operating system would let through.

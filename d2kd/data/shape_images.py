@@ -1,5 +1,4 @@
-"""
-Draws one picture of the synthetic shapes set: textured background, distractors, coloured shapes.
+"""Draws one picture of the synthetic shapes set: textured background, distractors, coloured shapes.
 
 Every picture is a function of one numpy Generator, so any of them can be drawn again alone.
 
@@ -39,15 +38,19 @@ _PLACEMENT_TRIES = 12
 
 
 class Shape(NamedTuple):
-    """One drawn object: class index and full extents (x0, y0, x1, y1) in pixels, clipped to the image."""
+    """One drawn object.
+
+    Attributes:
+        category: class index.
+        box: full extents (x0, y0, x1, y1) in pixels, clipped to the image.
+    """
 
     category: int
     box: Tuple[float, float, float, float]
 
 
 def unit_polygon(name: str, rng: np.random.Generator) -> np.ndarray:
-    """
-    A shape of the given class around the origin, in no particular scale.
+    """A shape of the given class around the origin, in no particular scale.
 
     Returns:
         (P, 2) float64 corners x, y.
@@ -69,8 +72,7 @@ def unit_polygon(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _random_polygon(name: str, rng: np.random.Generator) -> np.ndarray:
-    """
-    A shape of the given class, rotated, sized and placed at random.
+    """A shape of the given class, rotated, sized and placed at random.
 
     The longer side of its extents lies in _SIZE_RANGE, small ones more often; its centre lies in
     the image.
@@ -89,8 +91,7 @@ def _random_polygon(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def polygon_mask(points: np.ndarray) -> Tuple[np.ndarray, float]:
-    """
-    Antialiased coverage of a polygon, drawn at _SUPERSAMPLE times the resolution.
+    """Antialiased coverage of a polygon, drawn at _SUPERSAMPLE times the resolution.
 
     Args:
         points: (P, 2) float64 corners in pixels.
@@ -113,7 +114,7 @@ def polygon_mask(points: np.ndarray) -> Tuple[np.ndarray, float]:
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """Gradient, soft blotches, stripes and grain of random strength; (S, S, 3) float32 in 0..255."""
+    """Gradient, soft blotches, stripes, grain of random strength; (S, S, 3) float32 in 0..255."""
     y, x = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32) / IMAGE_SIZE
     angle, stripe_angle, phase = rng.uniform(0, 2 * np.pi, size=3)
     first, second = rng.uniform(40, 200, size=(2, 3)).astype(np.float32)
@@ -154,8 +155,7 @@ def _draw_distractors(image: np.ndarray, rng: np.random.Generator, count: int) -
 
 
 def _random_color(category: int, rng: np.random.Generator) -> np.ndarray:
-    """
-    A colour, in BGR: most shapes have about the hue of their pair of classes, some have any.
+    """A colour, in BGR: most shapes have about the hue of their pair of classes, some have any.
 
     The hue narrows a shape down to its pair, for a small network to learn first; which of the
     two it is only its outline tells.
@@ -183,8 +183,7 @@ def _draw_shape(
 
 
 def place_shapes(rng: np.random.Generator) -> Tuple[List[Shape], List[np.ndarray]]:
-    """
-    Choose 1 to _MAX_OBJECTS shapes, later ones in front.
+    """Choose 1 to _MAX_OBJECTS shapes, later ones in front.
 
     A shape is only placed where it and every earlier one keep MIN_VISIBLE of their whole area in
     sight, so no shape in a picture goes without its box.
@@ -211,8 +210,7 @@ def place_shapes(rng: np.random.Generator) -> Tuple[List[Shape], List[np.ndarray
 
 
 def draw_picture(rng: np.random.Generator) -> Tuple[np.ndarray, List[Shape]]:
-    """
-    Draw one picture.
+    """Draw one picture.
 
     Returns:
         (S, S, 3) uint8 image in BGR order, and its shapes from back to front.

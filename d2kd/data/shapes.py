@@ -1,5 +1,4 @@
-"""
-The synthetic shapes set in COCO format, generated on first use: d2kd_shapes_{train,val,test}.
+"""The synthetic shapes set in COCO format, generated on first use: d2kd_shapes_{train,val,test}.
 
 It lies under ``$DETECTRON2_DATASETS`` (default: ``./datasets``) or, where that is read-only, under
 ``~/.cache/d2kd``. A change to what is drawn must raise VERSION, which starts a new folder.
@@ -80,8 +79,7 @@ def _write_split(folder: Path, split: str, count: int) -> None:
 
 
 def generate(folder: Path, splits: Dict[str, int] = SPLITS) -> None:
-    """
-    Write the whole set into a folder that must not exist; it appears complete or not at all.
+    """Write the whole set into a folder that must not exist; it appears complete or not at all.
 
     Safe against other processes doing the same: one writes, the others wait for it.
     """
@@ -124,8 +122,7 @@ def _load_shapes(split: str) -> List[Dict]:
 
 
 def register_shapes() -> None:
-    """
-    Register the three splits in Detectron2's catalogs, which generates nothing yet.
+    """Register the three splits in Detectron2's catalogs, which generates nothing yet.
 
     No json_file is set: COCOEvaluator converts what is loaded, so that the folder may be chosen,
     and the set drawn, at first use.

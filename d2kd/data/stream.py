@@ -39,7 +39,7 @@ class Start(NamedTuple):
 
 
 class SampleStream(IterableDataset):
-    """Maps a data set's records in the sampler's order, shared among data workers as Detectron2 does.
+    """Map a data set's records in the sampler's order, shared among data workers as by Detectron2.
 
     Each worker draws its augmentation from random streams of its own, which therefore depend on
     all that it has mapped. So a sample carries their state from before it was made. A worker
@@ -104,9 +104,7 @@ class SampleStream(IterableDataset):
         return self.start.seed
 
     def make(self, position: int, index: int) -> Any:
-        """
-        Returns:
-            the sample of a position, whose record has this index.
+        """The sample of a position, whose record has this index.
 
         Raises:
             DatasetError: the mapper leaves out every record there is.

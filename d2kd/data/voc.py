@@ -1,5 +1,4 @@
-"""
-Reader of Pascal VOC layout: one XML file for each image, and a text file that lists a split.
+"""Reader of Pascal VOC layout: one XML file for each image, and a text file that lists a split.
 
 Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010; development kit 2012.
 """
@@ -19,8 +18,7 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG")
 
 
 def _parse_xml(path: Path) -> ElementTree.Element:
-    """
-    Parse an XML file in which entities may not be declared, so that none is ever followed.
+    """Parse an XML file in which entities may not be declared, so that none is ever followed.
 
     Raises:
         DatasetError: it is malformed (with the line), or declares an entity.
@@ -66,8 +64,7 @@ def _number_of(element: ElementTree.Element, tag: str, path: Path) -> float:
 
 
 def _box_of(element: ElementTree.Element, path: Path) -> Tuple[float, float, float, float]:
-    """
-    The box of an <object>, from VOC's 1-based inclusive pixels to continuous coordinates.
+    """The box of an <object>, from VOC's 1-based inclusive pixels to continuous coordinates.
 
     A box whose maximum does not exceed its minimum is what labelling tools leave after a stray
     click, not one pixel: it is returned without extent, to be dropped as degenerate.
@@ -118,8 +115,7 @@ def _read_image(annotations: Path, images: Path, image_id: str, split: Path) -> 
 def read_voc(
     annotations: Path, images: Path, split: Path
 ) -> Tuple[List[AnnotatedImage], Tuple[str, ...]]:
-    """
-    Read a split of a VOC-layout set.
+    """Read a split of a VOC-layout set.
 
     Args:
         annotations: folder of ``<image>.xml``.

@@ -1,5 +1,4 @@
-"""
-Average precision as Pascal VOC has computed it since 2010.
+"""Average precision as Pascal VOC has computed it since 2010.
 
 Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010, section 4.2; area under
 the whole precision/recall curve (not 11 points), development kit 2010 and later.
@@ -19,8 +18,7 @@ __all__ = ["average_precision", "voc_average_precision"]
 
 
 def average_precision(true_positive: np.ndarray, num_positives: int) -> float:
-    """
-    Area under the precision/recall curve, precision made monotonous from the right.
+    """Area under the precision/recall curve, precision made monotonous from the right.
 
     Args:
         true_positive: (D,) bool, in order of falling score.
@@ -41,8 +39,7 @@ def average_precision(true_positive: np.ndarray, num_positives: int) -> float:
 def _best_matches(
     det_boxes: np.ndarray, det_images: np.ndarray, gt_boxes: np.ndarray, gt_images: np.ndarray
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """
-    For every detection the ground-truth box of its image that it overlaps most.
+    """For every detection the ground-truth box of its image that it overlaps most.
 
     Args:
         det_boxes, gt_boxes: (D, 4) and (G, 4) x0, y0, x1, y1 in pixels.
@@ -69,8 +66,7 @@ def voc_average_precision(
     gt_ignore: np.ndarray,
     threshold: float = 0.5,
 ) -> float:
-    """
-    AP of one class.
+    """AP of one class.
 
     A detection belongs to the box it overlaps most; the first one of a box is right, any further
     one wrong, even if it overlaps another free box. Those on boxes to ignore do not count.

@@ -15,8 +15,7 @@ __all__ = ["AccumulatingAMPTrainer", "AccumulatingTrainer"]
 
 
 class AccumulatingTrainer(SimpleTrainer):
-    """
-    SimpleTrainer whose step sums the gradients of several batches, each loss divided by their number.
+    """SimpleTrainer whose step averages the gradients of several batches.
 
     That is the step of one batch as large as all, as far as every loss is a mean over images, or
     normalised by what all batches have alike. Logged losses are means over the batches, data_time
@@ -58,7 +57,7 @@ class AccumulatingTrainer(SimpleTrainer):
         self._update()
 
     def _alone(self) -> AbstractContextManager:
-        """Gradients stay in this process: they are averaged over processes with the last batch's."""
+        """Gradients stay here: they are averaged over the processes with the last batch's."""
         parallel = isinstance(self.model, DistributedDataParallel)
         return self.model.no_sync() if parallel else nullcontext()
 

@@ -22,8 +22,7 @@ GRACE = 5.0
 
 
 def run_children(function: Callable, calls: Dict[str, Sequence[Any]]) -> None:
-    """
-    Run ``function(*arguments)`` in a process for each of ``calls`` and wait for all of them.
+    """Run ``function(*arguments)`` in a process for each of ``calls`` and wait for all of them.
 
     The first that fails ends the others. Ctrl-C and SIGTERM are passed on, once each. If this
     process is killed, they end as well.

@@ -42,8 +42,7 @@ class Group(NamedTuple):
 
 
 def join_group(group: Group, local_rank: int) -> None:
-    """
-    Become a process of the group; returns once all are there.
+    """Become a process of the group; returns once all are there.
 
     Args:
         local_rank: this process's number on its machine, which is also its GPU's.

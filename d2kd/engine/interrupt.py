@@ -34,8 +34,8 @@ class _Interrupt:
         # Data workers inherit this handler, and would otherwise die in the middle of a step.
         if os.getpid() == self.process:
             print(
-                "Interrupted: finishing this iteration and writing a checkpoint; press Ctrl-C again "
-                "to stop at once, without.",
+                "Interrupted: finishing this iteration and writing a checkpoint; press Ctrl-C "
+                "again to stop at once, without.",
                 file=sys.stderr,
                 flush=True,
             )

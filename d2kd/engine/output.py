@@ -14,8 +14,7 @@ class OutputError(OSError):
 
 
 def prepare_output(folder: str) -> None:
-    """
-    Make OUTPUT_DIR if need be, and write a file into it.
+    """Make OUTPUT_DIR if need be, and write a file into it.
 
     Raises:
         OutputError: with what the operating system says: no permission, no space, no folder.

@@ -85,7 +85,8 @@ class FeatureLoss(nn.Module):
         return self.weight * sum(losses.values())
 
     def _level(self, level: str, step: DistillStep) -> Tuple[Tensor, Tensor]:
-        """Cost and mask of one level, (N, H, W) each. The adapter is a layer of the network: autocast may cast it."""
+        """Cost and mask of one level, (N, H, W) each."""
+        # The adapter is a layer of the network, which autocast may cast; what follows is a loss.
         student = self.adapters[level](step.student.features[level])
         # A teacher may compute channels last; mixed layouts would make the distance slow.
         teacher = step.teacher.features[level].contiguous()

@@ -14,8 +14,7 @@ __all__ = ["masked_means", "normalizer"]
 
 
 def normalizer(total: Tensor, minimum: float, reduce: bool) -> Tensor:
-    """
-    What to divide a sum by so that it becomes a mean.
+    """What to divide a sum by so that it becomes a mean.
 
     DistributedDataParallel averages gradients over P processes. With sums s_p and totals t_p, the
     mean of each process divided by its own total is 1/P sum_p s_p / t_p, in which a batch with
@@ -40,8 +39,7 @@ def normalizer(total: Tensor, minimum: float, reduce: bool) -> Tensor:
 def masked_means(
     costs: Dict[str, Tensor], masks: Dict[str, Tensor], minimum: float = 1.0, reduce: bool = False
 ) -> Dict[str, Tensor]:
-    """
-    Each level's mean of ``cost`` over the batch's cells, weighted by ``mask``.
+    """Each level's mean of ``cost`` over the batch's cells, weighted by ``mask``.
 
     Args:
         costs: level name -> (N, H, W).

@@ -138,7 +138,7 @@ def _moments(a: Tensor, b: Tensor) -> Tensor:
 def _index(
     moments: Tensor, c1: float, c2: float, with_slope: bool
 ) -> Tuple[Tensor, Optional[Tensor]]:
-    """SSIM (b, c, H, W), and its derivatives by the means of a, of squares, of products (3 b, ...)."""
+    """SSIM (b, c, H, W), and its derivatives by the means of a, squares, products (3 b, ...)."""
     mu_a, mu_b, products, squares = moments.chunk(4)
     means = torch.mul(mu_a, mu_b).mul_(2)
     powers = torch.addcmul(mu_a * mu_a, mu_b, mu_b)

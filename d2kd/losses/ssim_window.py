@@ -47,7 +47,7 @@ class GaussianWindow:
         return F.conv2d(x, weights[:, :, None, :], padding=(0, half), groups=channels)
 
     def _sums_of_lines(self, x: Tensor) -> Tensor:
-        """As ``sums``, of (N, H, W): along H a column is a channel (channels_last), along W a row."""
+        """As ``sums``, of (N, H, W): along H columns are channels (channels_last), along W rows."""
         maps, height, width = x.shape
         rows, half = maps * height, len(self.weights) // 2
         weights = self.weights.expand(width, 1, 1, -1).mT

@@ -24,9 +24,9 @@ def atss_match(anchors: List[Boxes], gt_boxes: Boxes, topk: int = 9) -> Tensor:
 
     A box's candidates are the ``topk`` anchors of each level nearest to its centre; positive are
     those whose IoU reaches the candidates' mean plus (unbiased) standard deviation and whose centre
-    lies inside the box. An anchor wanted by several boxes goes to the one with the highest IoU. Ties
-    go to the earlier anchor and the earlier box on every device. A box that holds no anchor's centre
-    gets no anchor.
+    lies inside the box. An anchor wanted by several boxes goes to the one with the highest IoU.
+    Ties go to the earlier anchor and the earlier box on every device. A box that holds no anchor's
+    centre gets no anchor.
 
     Args:
         anchors: a level each, one anchor per location, xyxy in pixels of the padded image.

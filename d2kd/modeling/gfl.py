@@ -1,4 +1,6 @@
-"""GFL, the dense detector whose boxes are distributions (Li et al., NeurIPS 2020, arXiv 2006.04388).
+"""GFL, the dense detector whose boxes are distributions.
+
+Paper: Generalized Focal Loss (Li et al., NeurIPS 2020, arXiv 2006.04388).
 
 Shape shorthand in this file:
     N: images; A: anchors of all levels together, one per location; H, W: size of a level

@@ -81,6 +81,7 @@ class GFLHead(RetinaNetHead):
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    # Detectron2's "GN" always has 32 groups. In a narrow head these would be of one or two channels,
-    # whose statistics on a 1 x 1 level leave nothing of the feature, and 0.6 probes with 1 channel.
+    # Detectron2's "GN" always has 32 groups. In a narrow head these would be of one or two
+    # channels, whose statistics on a 1 x 1 level leave nothing of the feature, and 0.6 probes with
+    # 1 channel.
     return nn.GroupNorm(math.gcd(32, channels, max(channels // 8, 1)), channels)

@@ -19,7 +19,8 @@ def random_state() -> Dict[str, Tensor]:
 
 @dataclass
 class LatestStep:
-    """
+    """One step's inputs and losses, as far as it has come.
+
     Attributes:
         batch: what the data loader gave.
         random: the random streams before the forward.

@@ -9,8 +9,7 @@ __all__ = ["call_in"]
 
 
 def call_in(precision: str, device: str, function: Callable, *inputs: Any) -> Any:
-    """
-    ``function(*inputs)`` under autocast, without gradients.
+    """``function(*inputs)`` under autocast, without gradients.
 
     Weights stay float32: casting them at each call takes no measurable time beside what is
     computed with them, normalisation layers keep their precision on every device, and what is

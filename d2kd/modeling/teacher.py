@@ -46,7 +46,7 @@ class FrozenTeacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
-        """Stay in eval mode: ``train()`` of the module around this one must not reach the teacher."""
+        """Stay in eval mode: ``train()`` of the module around it must not reach the teacher."""
         return super().train(False)
 
     def arrange(
@@ -77,7 +77,7 @@ class FrozenTeacher(nn.Module):
         return self
 
     def share_images_with(self, student: nn.Module) -> None:
-        """Take the student's prepared images from now on, if preparing them again changes nothing."""
+        """From now on take the student's prepared images, if that changes nothing."""
         ours, theirs = self.model, student
         padding = [
             (x.backbone.size_divisibility, getattr(x.backbone, "padding_constraints", None))

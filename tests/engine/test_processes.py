@@ -130,7 +130,7 @@ def gradients(tmp_path_factory):
 
 
 def _difference(ours, theirs):
-    """The largest relative difference; some gradients are 0 but for rounding, as SSIM's of a bias."""
+    """The largest relative difference; some gradients are mere rounding, as SSIM's of a bias."""
     assert list(ours) == list(theirs)
     least = 1e-5 * max(gradient.norm() for gradient in theirs.values())
     return max(

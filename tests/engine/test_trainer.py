@@ -1,4 +1,4 @@
-"""DistillTrainer beside Detectron2's own: the same training, and checkpoints that stock code loads."""
+"""DistillTrainer beside Detectron2's own: the same training, checkpoints that stock code loads."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What does not fit between a student and a teacher is named, with its key, before the first step."""
+"""What does not fit between student and teacher is named, with its key, before the first step."""
 
 from types import SimpleNamespace
 

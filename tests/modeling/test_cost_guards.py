@@ -43,8 +43,11 @@ IMAGES = 2
 
 
 def _expected_syncs(detector, preset):
-    """The host learns how many positives there are, in each image or on each level, and Detectron2's
-    pooler how many of the teacher's regions fall on each level."""
+    """Operations at which the host learns a count from the device.
+
+    It learns how many positives there are, in each image or on each level, and Detectron2's pooler
+    how many of the teacher's regions fall on each level.
+    """
     if detector == "faster_rcnn":
         return Counter(nonzero=IMAGES + LEVELS * RCNN[preset][2])
     # fvcore's GIoU, FCOS's own box loss, looks at its boxes and picks those that overlap.

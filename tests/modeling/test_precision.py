@@ -1,4 +1,4 @@
-"""Half precision: the teacher's by its key, the whole step's by autocast, and float32 in the losses."""
+"""Half precision: the teacher's by its key, the whole step's by autocast, float32 in losses."""
 
 import pytest
 import torch

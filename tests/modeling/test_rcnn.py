@@ -1,4 +1,4 @@
-"""Observing a two-stage detector: stock losses, one head pass, and rows that mean the same region."""
+"""Observing a two-stage detector: stock losses, one head pass, rows that mean the same region."""
 
 import copy
 

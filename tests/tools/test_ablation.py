@@ -83,9 +83,9 @@ def test_gains_are_paired_and_against_both_baselines():
     clear, lost = _row("FRS", (6.0, 7.0, 11.5)), _row("SSIM", (5.0, 2.0, 8.0))
     lines = markdown([_row(), clear, lost, LONGER]).splitlines()
     cells = {line.split("|")[1].strip(): line.split("|")[6:8] for line in lines if "| " in line}
-    gain, equal_time = np.array([5, 5, 5.5]), np.array([2, 4.5, 4.5])
+    gain, timed = np.array([5, 5, 5.5]), np.array([2, 4.5, 4.5])
     assert cells["FRS"][0].strip() == f"{gain.mean():+.1f} ± {gain.std(ddof=1):.1f}"
-    assert cells["FRS"][1].strip() == f"**{equal_time.mean():+.1f} ± {equal_time.std(ddof=1):.1f}**"
+    assert cells["FRS"][1].strip() == f"**{timed.mean():+.1f} ± {timed.std(ddof=1):.1f}**"
     assert cells["SSIM"][1].strip() == "+0.5 ± 0.9"
 
 
