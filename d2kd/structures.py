@@ -8,7 +8,7 @@ Shape shorthand in this file:
 """
 
 from dataclasses import dataclass, field
-from typing import Dict, Optional, Protocol
+from typing import Dict, Iterable, Optional, Protocol
 
 import torch
 from torch import Tensor
@@ -92,12 +92,17 @@ class DistillStep:
                 f"but these hold another number of rows: {wrong}"
             )
 
-    def mask_input(self, level: str, size: torch.Size) -> MaskInput:
-        """What a mask of ``level`` may look at; size is the (N, C, H, W) the mask must cover."""
+    def mask_input(self, level: str, size: torch.Size, levels: Iterable[str]) -> MaskInput:
+        """What a mask of ``level`` may look at.
+
+        Args:
+            size: the (N, C, H, W) that the mask must cover.
+            levels: all that the loss compares.
+        """
         return MaskInput(
             size=(size[0], size[-2], size[-1]),
             stride=self.strides[level],
-            strides=tuple(sorted(self.strides.values())),
+            strides=tuple(sorted(self.strides[name] for name in levels)),
             boxes=self.gt_boxes,
             image_index=self.gt_image,
             teacher_logits=self.teacher.dense_logits.get(level),

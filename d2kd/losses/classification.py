@@ -144,4 +144,4 @@ class ClassificationLoss(nn.Module):
             student = full_precision(student) / self.temperature
             teacher = full_precision(teacher) / self.temperature
             cost = binary_soft_loss(student, teacher, entropy=self.entropy).sum(dim=1)
-            return cost, self.mask(step.mask_input(level, student.shape))
+            return cost, self.mask(step.mask_input(level, student.shape, step.student.dense_logits))

@@ -95,4 +95,4 @@ class FeatureLoss(nn.Module):
             cost = self.distance(full_precision(student), full_precision(teacher))
             if self.sum_channels:
                 cost = cost * student.shape[1]
-            return cost, self.mask(step.mask_input(level, student.shape))
+            return cost, self.mask(step.mask_input(level, student.shape, self.adapters))

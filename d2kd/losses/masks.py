@@ -42,7 +42,7 @@ class MaskInput(NamedTuple):
     Attributes:
         size: N, H, W of the level.
         stride: pixels of the padded image per cell of this level.
-        strides: those of all levels, ascending.
+        strides: those of all levels that the loss compares, ascending.
         boxes: (B, 4) ground truth, xyxy in pixels of the padded image.
         image_index: (B,) int64, the image of each box.
         teacher_logits: (N, A * K, H, W) of this level, detached; None if nobody requires them.

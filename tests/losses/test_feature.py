@@ -47,7 +47,7 @@ def test_tar_feature_term_matches_its_formula(make_step):
     step, expected = make_step(), 0.0
     for level, feature in step.student.features.items():
         n, c, h, w = feature.shape
-        mask = gaussian_by_loops(step.mask_input(level, feature.shape))
+        mask = gaussian_by_loops(step.mask_input(level, feature.shape, LEVELS))
         expected += squared_by_loops(step, level, mask) / c / max(1, mask.sum())
     assert build("gaussian", weight=2.0)(step).item() == pytest.approx(2 * expected, rel=1e-6)
 
@@ -63,6 +63,13 @@ def test_only_the_adapters_levels_count(make_step):
     step = make_step()
     parts = [build(levels=(level,))(step).item() for level in LEVELS]
     assert build()(step).item() == pytest.approx(sum(parts), rel=1e-9)
+
+
+def test_boxes_belong_to_the_nearest_of_the_compared_levels(make_step):
+    # Each box is too small for p5, but there is no finer level.
+    step = make_step()
+    own = build("gaussian", mask_args={"levels": "own"}, levels=("p5",))(step)
+    assert own.item() == build("gaussian", levels=("p5",))(step).item() > 0
 
 
 def test_parameters_reach_mask_and_distance(make_step):
