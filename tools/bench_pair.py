@@ -8,19 +8,18 @@ from typing import FrozenSet, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from d2kd import DistillTrainer, add_d2kd_config
+from d2kd import DistillTrainer
 from d2kd.config import plain_config
-from d2kd.config_checks import check_config
-from d2kd.config_io import merge_file, merge_options
+from d2kd.config_io import load_config
 from d2kd.data import register_custom_datasets
 from d2kd.data.classes import num_classes
-from d2kd.modeling import Distiller, FrozenTeacher
+from d2kd.modeling import LOSS_PREFIX, Distiller, FrozenTeacher
 from d2kd.modeling.build import build_student, build_teacher, read_teacher_config
 from d2kd.modeling.build_losses import build_distill_losses
 from d2kd.modeling.checks import check_pair
@@ -66,7 +65,7 @@ class Pair:
             proposals=self.cfg.DISTILL.PROPOSALS,
         ).train()
         for name in names:
-            model.register_loss_hook(name, lambda loss, step: {f"distill_{loss.name}": loss(step)})
+            model.register_loss_hook(name, lambda loss, step: {LOSS_PREFIX + loss.name: loss(step)})
         return model
 
     def requires(self, names: Sequence[str]) -> FrozenSet[str]:
@@ -80,13 +79,9 @@ def read_config(path: str, opts: Sequence[str]) -> CfgNode:
     Raises:
         ValueError: a key is unknown or out of range, or nothing is distilled.
     """
-    cfg = get_cfg()
-    add_d2kd_config(cfg)
-    merge_file(cfg, path)
-    merge_options(cfg, list(opts))
+    cfg = load_config(path, opts)
     if "MODEL.DEVICE" not in opts:
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    check_config(cfg)
     if not cfg.DISTILL.ENABLED:
         raise ValueError(f"{path} trains without a teacher: set DISTILL.ENABLED True")
     cfg.freeze()
