@@ -1,18 +1,20 @@
 """Checks of the two detectors: complete, of one kind, fed by their own statistics, and adapted."""
 
+from collections import Counter
 from typing import Dict, List, Optional, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
+from ..data.records import first_few
 from ..modeling import Distiller
 from ..modeling.build import build_teacher, read_teacher_config
-from ..modeling.checkpoints import find_weights
+from ..modeling.checkpoints import Loaded, UnreachableError, find_weights, load_weights
 from ..modeling.inherit import inherit
 from .finding import Finding, error, ok, warning
 
-__all__ = ["build", "check_adapters", "check_inherit", "check_pixels", "check_start"]
+__all__ = ["build", "check_adapters", "check_inherit", "check_pixels", "load_start"]
 
 # Detectron2's default means, in the two orders of channels.
 IMAGENET = {"BGR": [103.530, 116.280, 123.675], "RGB": [123.675, 116.280, 103.530]}
@@ -83,16 +85,47 @@ def _pixels_of(cfg: CfgNode, who: str) -> Finding:
     return ok(check, text)
 
 
-def check_start(cfg: CfgNode) -> Finding:
-    """What the student starts from."""
+def load_start(cfg: CfgNode, model: nn.Module) -> Tuple[bool, Finding]:
+    """Load what the student starts from, as training does.
+
+    Returns:
+        Whether the student now is what training starts from, and what was found.
+    """
     weights = cfg.MODEL.WEIGHTS
     if not weights:
-        return ok("start", "random weights: MODEL.WEIGHTS is empty")
+        return True, ok("start", "random weights: MODEL.WEIGHTS is empty")
+    student = model.student if isinstance(model, Distiller) else model
     try:
-        find_weights(weights, "MODEL.WEIGHTS")
-    except (ValueError, FileNotFoundError) as problem:
-        return error("start", str(problem))
-    return ok("start", f"MODEL.WEIGHTS {weights}")
+        loaded = load_weights(student, find_weights(weights, "MODEL.WEIGHTS"))
+    except UnreachableError as problem:
+        advice = "training needs it: fetch it beforehand, or run this where it can be had"
+        return False, warning("start", str(problem), advice)
+    except Exception as problem:  # whatever a loader raises would have stopped the training
+        return False, error("start", str(problem))
+    return True, _started(weights, loaded)
+
+
+def _started(weights: str, loaded: Loaded) -> Finding:
+    """How much of the student a checkpoint brought; heads that it lacks are a matter of course."""
+    # Where a file has no counters of batches, PyTorch starts them at 0.
+    matched = [name for name in loaded.matched if not name.endswith("num_batches_tracked")]
+    lacking = [*loaded.missing, *loaded.wrong_shape]
+    whole = _count_parts([*matched, *lacking])
+    text = f"MODEL.WEIGHTS {weights}: {len(matched)} of {sum(whole.values())} tensors"
+    if not matched:
+        text += f"; the file has {first_few(loaded.unexpected, 2) or 'none'}, the student "
+        return error("start", text + first_few(lacking, 2))
+    if lacking:
+        rows = [f"{n} of {whole[part]} of {part}" for part, n in _count_parts(lacking).items()]
+        text += f"; the rest is random: {', '.join(rows)}"
+    if loaded.wrong_shape:
+        text += f"; another shape have {first_few(loaded.wrong_shape, 2)}"
+    return ok("start", text)
+
+
+def _count_parts(names: List[str]) -> Counter:
+    """Of a detector's parts (backbone, roi_heads, ...), how many tensors are named."""
+    return Counter(name.split(".")[0] for name in names)
 
 
 def check_inherit(cfg: CfgNode, model: nn.Module) -> Finding:

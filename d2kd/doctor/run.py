@@ -1,5 +1,6 @@
 """All checks in order; where one makes the rest pointless, it is the last."""
 
+from functools import partial
 from typing import Callable, List, Optional, Sequence
 
 from detectron2.config import CfgNode
@@ -11,7 +12,7 @@ from . import networks, training
 from .data import check_data
 from .finding import Finding, Status, error
 from .setup import check_device, check_output, read_config
-from .steps import run_steps
+from .steps import Trial, run_steps
 
 __all__ = ["diagnose"]
 
@@ -69,18 +70,25 @@ def diagnose(
     notes.add(*findings)
     if model is None:
         return notes.findings
-    notes.add(*networks.check_pixels(cfg), networks.check_start(cfg))
+    started, start = networks.load_start(cfg, model)
+    notes.add(*networks.check_pixels(cfg), start)
     fine = notes.add(networks.check_inherit(cfg, model))
     if isinstance(model, Distiller):
         notes.add(networks.check_adapters(cfg, model))
     # Steps on data that cannot be read, or from weights that are not there, say nothing.
     if fine:
-        _try_steps(cfg, model, batches, images, target, notes)
+        report_ratios = partial(training.check_ratios, cfg, target=target, started=started)
+        _try_steps(cfg, model, batches, images, report_ratios, notes)
     return notes.findings
 
 
 def _try_steps(
-    cfg: CfgNode, model: nn.Module, batches: int, images: int, target: float, notes: _Notes
+    cfg: CfgNode,
+    model: nn.Module,
+    batches: int,
+    images: int,
+    report_ratios: Callable[[Trial], List[Finding]],
+    notes: _Notes,
 ) -> None:
     teacher = model.teacher.model if isinstance(model, Distiller) else None
     before = training.fingerprint(teacher) if teacher else []
@@ -94,5 +102,5 @@ def _try_steps(
     notes.add(training.check_gradients(model, trial))
     if teacher:
         notes.add(training.check_teacher_still(teacher, before))
-        notes.add(*training.check_ratios(cfg, trial, target))
+        notes.add(*report_ratios(trial))
     notes.add(training.check_memory(), training.check_time(cfg, trial))

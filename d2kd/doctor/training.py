@@ -4,7 +4,7 @@ import math
 import os
 import resource
 import statistics
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -82,23 +82,39 @@ def check_teacher_still(teacher: nn.Module, before: List[Tensor]) -> Finding:
     return ok("teacher still", f"none of its {len(before)} tensors moved; eval mode, no gradients")
 
 
-def check_ratios(cfg: CfgNode, trial: Trial, target: float) -> List[Finding]:
-    """Each distillation loss against the sum of the detection losses, and a weight for a target."""
-    means, found = _means(trial), []
+def check_ratios(
+    cfg: CfgNode, trial: Trial, *, target: float, started: bool = True
+) -> List[Finding]:
+    """Each distillation loss against the sum of the detection losses, and a weight for a target.
+
+    Args:
+        started: whether the steps were those of the weights that training starts from. Features
+            of random weights behind frozen statistics may be of any size.
+    """
+    means = _means(trial)
     detection = sum(v for k, v in means.items() if not k.startswith(LOSS_PREFIX))
+    found = []
     for name in (k[len(LOSS_PREFIX) :] for k in means if k.startswith(LOSS_PREFIX)):
-        check, key = f"ratio {name}", f"DISTILL.{name.upper()}.WEIGHT"
-        weight, value = cfg.DISTILL[name.upper()].WEIGHT, means[LOSS_PREFIX + name]
+        value, weight = means[LOSS_PREFIX + name], cfg.DISTILL[name.upper()].WEIGHT
         ratio = value / detection
         text = f"{value:.3g} is {ratio:.3g} x the detection losses, {detection:.3g}"
-        if ratio == 0 or not math.isfinite(ratio):
-            advice = f"it teaches nothing now: is {key} 0, or no region positive or accepted?"
-            found.append(warning(check, text, advice))
-            continue
-        advice = f"{key} {weight * target / ratio:.2g} would make it {target:g} (now {weight:g})"
-        fits = LOW <= ratio <= HIGH
-        found.append((ok if fits else warning)(check, text, advice))
+        advise = _advise if started else _advise_of_random
+        fits, advice = advise(f"DISTILL.{name.upper()}.WEIGHT", weight, ratio, target)
+        found.append((ok if fits else warning)(f"ratio {name}", text, advice))
     return found
+
+
+def _advise(key: str, weight: float, ratio: float, target: float) -> Tuple[bool, str]:
+    """Whether a ratio is one to train with, and what to set."""
+    if ratio == 0 or not math.isfinite(ratio):
+        return False, f"it teaches nothing now: is {key} 0, or no region positive or accepted?"
+    advice = f"{key} {weight * target / ratio:.2g} would make it {target:g} (now {weight:g})"
+    return LOW <= ratio <= HIGH, advice
+
+
+def _advise_of_random(key: str, *_) -> Tuple[bool, str]:
+    """A weight that follows from other weights than those of the training would be wrong."""
+    return False, f"nothing follows for {key}: the steps are of random weights, not MODEL.WEIGHTS"
 
 
 def check_memory() -> Finding:

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.model_zoo import get_checkpoint_url, get_config_file
 from detectron2.modeling import build_model
@@ -12,7 +11,7 @@ from torch import nn
 
 from ..config import add_d2kd_config
 from ..config_io import merge_file
-from .checkpoints import find_weights
+from .checkpoints import find_weights, load_weights
 from .checks import check_two_stage
 from .teacher import FrozenTeacher
 
@@ -110,34 +109,23 @@ def build_teacher(teacher_cfg: CfgNode, student_format: str) -> FrozenTeacher:
     return FrozenTeacher(model, swap_channels=len(formats) > 1, identity=identity)
 
 
-class _ReportingCheckpointer(DetectionCheckpointer):
-    """DetectionCheckpointer that keeps what it could not match."""
-
-    def _load_model(self, checkpoint):
-        self.incompatible = super()._load_model(checkpoint)
-        return self.incompatible
-
-
 def _load_completely(model: nn.Module, weights: str, path: str) -> None:
-    checkpointer = _ReportingCheckpointer(model)
     try:
-        checkpointer.load(path, checkpointables=[])
+        loaded = load_weights(model, path)
     except Exception as error:
         raise ValueError(
             f"DISTILL.TEACHER.WEIGHTS {weights} cannot be read as a checkpoint: {error}"
         ) from error
-    found = checkpointer.incompatible
-    wrong_shape = [f"{k}: file {a}, model {b}" for k, a, b in found.incorrect_shapes]
-    # A tensor of another shape is taken out of the checkpoint and so also counts as missing.
-    shapes = {k for k, *_ in found.incorrect_shapes}
-    missing = [k for k in found.missing_keys if k not in shapes]
-    matched = len(model.state_dict()) - len(missing) - len(wrong_shape)
-    lists = {"missing": missing, "wrong shape": wrong_shape, "unexpected": found.unexpected_keys}
-    report = f"teacher weights {weights}: {matched} matched" + "".join(
+    lists = {
+        "missing": loaded.missing,
+        "wrong shape": loaded.wrong_shape,
+        "unexpected": loaded.unexpected,
+    }
+    report = f"teacher weights {weights}: {len(loaded.matched)} matched" + "".join(
         f", {len(keys)} {name}" for name, keys in lists.items()
     )
     logger.info(report)
-    if missing or wrong_shape:
+    if loaded.missing or loaded.wrong_shape:
         details = [f"  {name}: {key}" for name, keys in lists.items() for key in keys[:10]]
         raise ValueError(
             "\n".join([report, *details])

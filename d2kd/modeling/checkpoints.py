@@ -1,13 +1,16 @@
-"""Checkpoint files: fetched, whole, and without code in them, before anything loads them."""
+"""Checkpoint files: fetched, whole, and without code in them; and what of them a model takes."""
 
 import os
 import pickle
-from typing import Any
+from typing import Any, List, NamedTuple
+from urllib.error import HTTPError
 
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
-__all__ = ["find_weights"]
+__all__ = ["Loaded", "UnreachableError", "find_weights", "load_weights"]
 
 # All that numpy arrays need, under numpy's names before and since 2.0.
 _ARRAYS = {
@@ -23,6 +26,27 @@ _ARRAYS = {
     ("numpy.core.numeric", "_frombuffer"),
     ("numpy._core.numeric", "_frombuffer"),
 }
+
+
+class UnreachableError(FileNotFoundError):
+    """Nobody answers where a checkpoint should be fetched: elsewhere it may be had."""
+
+
+class Loaded(NamedTuple):
+    """Names of a model's tensors by what a checkpoint had for them; ``unexpected`` are the file's."""
+
+    matched: List[str]
+    missing: List[str]
+    wrong_shape: List[str]  # with both shapes
+    unexpected: List[str]
+
+
+class _ReportingCheckpointer(DetectionCheckpointer):
+    """DetectionCheckpointer that keeps what it could not match."""
+
+    def _load_model(self, checkpoint):
+        self.incompatible = super()._load_model(checkpoint)
+        return self.incompatible
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -54,13 +78,17 @@ def find_weights(weights: str, key: str) -> str:
         key: where it is configured, for the message.
 
     Raises:
-        FileNotFoundError: it is not there, or cannot be fetched.
+        FileNotFoundError: it is not there.
+        UnreachableError: its server cannot be reached.
         ValueError: it is truncated, no checkpoint, or holds objects other than weights.
     """
     try:
         path = PathManager.get_local_path(weights)
     except Exception as error:
-        raise FileNotFoundError(f"{key} {weights} cannot be fetched: {error}") from error
+        # A server that answers has no such file.
+        away = isinstance(error, OSError) and not isinstance(error, HTTPError)
+        kind = UnreachableError if away else FileNotFoundError
+        raise kind(f"{key} {weights} cannot be fetched: {error}") from error
     # Detectron2 reads options behind a question mark.
     file = path.split("?")[0]
     if not os.path.isfile(file):
@@ -75,3 +103,25 @@ def find_weights(weights: str, key: str) -> str:
             f"{key} {weights} cannot be read as a checkpoint of weights alone: {error}"
         ) from error
     return path
+
+
+def load_weights(model: nn.Module, path: str) -> Loaded:
+    """Load a checkpoint into a model as Detectron2 does, which takes what fits, and say what did.
+
+    Args:
+        model: changed in place.
+        path: from ``find_weights``.
+    """
+    checkpointer = _ReportingCheckpointer(model)
+    checkpointer.load(path, checkpointables=[])
+    found = checkpointer.incompatible
+    shapes = {name: (file, ours) for name, file, ours in found.incorrect_shapes}
+    # A tensor of another shape is taken out of the checkpoint and so also counts as missing.
+    missing = [name for name in found.missing_keys if name not in shapes]
+    lacking = {*missing, *shapes}
+    return Loaded(
+        matched=[name for name in model.state_dict() if name not in lacking],
+        missing=missing,
+        wrong_shape=[f"{name}: file {a}, model {b}" for name, (a, b) in shapes.items()],
+        unexpected=list(found.unexpected_keys),
+    )

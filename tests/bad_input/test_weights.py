@@ -2,17 +2,19 @@
 
 import os
 import pickle
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 from helpers import LEVELS, distill_cfg, plain_cfg, write_teacher
 
 from d2kd.engine import DistillTrainer
 from d2kd.modeling import Distiller
 from d2kd.modeling.build import build_teacher, read_teacher_config
-from d2kd.modeling.checkpoints import find_weights
+from d2kd.modeling.checkpoints import UnreachableError, find_weights
 
 
 class Evil:
@@ -68,6 +70,20 @@ def test_an_address_that_does_not_answer(teacher_files):
     cfg = distill_cfg((teacher_files[0], address))
     with pytest.raises(FileNotFoundError, match=f"DISTILL.TEACHER.WEIGHTS {address} cannot be"):
         Distiller(cfg)
+
+
+def test_a_server_without_the_file_is_not_one_out_of_reach(monkeypatch):
+    answers = [HTTPError("http://x", 404, "Not Found", None, None), URLError("no route")]
+    monkeypatch.setattr(PathManager, "get_local_path", lambda path: throw(answers.pop(0)))
+    with pytest.raises(FileNotFoundError, match="404: Not Found") as caught:
+        find_weights("http://x/start.pth", "KEY")
+    assert not isinstance(caught.value, UnreachableError)
+    with pytest.raises(UnreachableError, match="no route"):
+        find_weights("http://x/start.pth", "KEY")
+
+
+def throw(problem):
+    raise problem
 
 
 @pytest.mark.parametrize(

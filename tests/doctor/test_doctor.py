@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 from helpers import K, distill_cfg, plain_cfg, write_coco_set, write_teacher
 from PIL import Image
 
@@ -138,6 +139,56 @@ def test_channel_orders_are_said(setup):
 def test_inherited_modules_are_listed(setup):
     found = _examine(setup[0], "DISTILL.STUDENT.INHERIT", "['roi_heads.box_predictor.cls_score']")
     assert "cls_score (2 tensors) start from the teacher's" in found["inherit"].text
+
+
+def _save_student(path, teacher_files, *opts):
+    """A checkpoint of a student with some options, its classifier scaled to be told apart."""
+    state = build_model(distill_cfg(teacher_files, *opts)).state_dict()
+    state["roi_heads.box_predictor.cls_score.weight"] *= 100
+    torch.save({"model": state}, path)
+    return ["MODEL.WEIGHTS", str(path)]
+
+
+def test_the_steps_are_of_the_weights_that_training_starts_from(setup, teacher_files, tmp_path):
+    opts = _save_student(tmp_path / "start.pth", teacher_files)
+    random, *started = (_examine(setup[0], *x) for x in ([], opts, [*opts, "SEED", "2"]))
+    assert started[0]["start"].text.endswith("start.pth: 293 of 293 tensors")
+    losses = [_mean_of("loss_cls", found) for found in (random, *started)]
+    # A hundredfold classifier is far from indifferent, whatever the seed.
+    assert min(losses[1:]) > 1.5 * losses[0], losses
+
+
+def _mean_of(loss, found):
+    return float(found["finite"].text.split(f" {loss} ")[1].split(",")[0])
+
+
+def test_a_start_that_matches_in_part(setup, teacher_files, tmp_path):
+    opts = _save_student(tmp_path / "start.pth", teacher_files, "MODEL.ROI_HEADS.NUM_CLASSES", 9)
+    state = torch.load(opts[1])["model"]
+    state = {k: v for k, v in state.items() if not k.startswith(("proposal", "backbone.fpn"))}
+    torch.save({"model": state}, opts[1])
+    start = _examine(setup[0], *opts)["start"]
+    assert start.status is Status.OK and "267 of 293 tensors" in start.text
+    assert "random: 16 of 281 of backbone, 6 of 6 of proposal_generator, 4 of" in start.text
+    assert (
+        "another shape have roi_heads.box_predictor.cls_score.weight: file (10, 16)" in start.text
+    )
+
+
+def test_a_start_that_matches_nothing(setup, tmp_path):
+    torch.save({"model": {"layer1.conv1.weight": torch.zeros(3)}}, tmp_path / "other.pth")
+    found = _examine(setup[0], "MODEL.WEIGHTS", str(tmp_path / "other.pth"))
+    assert found["start"].status is Status.ERROR and "time" not in found
+    assert "0 of 293 tensors; the file has layer1.conv1.weight, the student" in found["start"].text
+
+
+def test_a_start_that_cannot_be_fetched_is_said_where_it_matters(setup):
+    # Port 9 of this machine: nobody listens, and nothing leaves it.
+    found = _examine(setup[0], "MODEL.WEIGHTS", "http://127.0.0.1:9/start.pth")
+    assert found["start"].status is Status.WARNING and "cannot be fetched" in found["start"].text
+    assert found["ratio cls"].status is Status.WARNING
+    advice = found["ratio cls"].advice
+    assert "random weights, not MODEL.WEIGHTS" in advice and "would make it" not in advice
 
 
 def test_an_incomplete_teacher(setup, teacher_files, tmp_path):
