@@ -22,12 +22,16 @@ from d2kd.doctor import Status, diagnose, render  # noqa: E402
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, help="as given to train_net.py")
-    parser.add_argument("--batches", type=int, default=4, help="training batches to try")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        help="training batches to try (default: 4; on a CPU fewer where time is short)",
+    )
     parser.add_argument(
         "--images",
         type=int,
-        default=0,
-        help="use only so many images of a batch: 1 makes large networks bearable on a CPU",
+        help="use only so many images of a batch, 0 for all (default: all; on a CPU as many as the "
+        "minute has time for)",
     )
     parser.add_argument(
         "--target-ratio",
@@ -37,7 +41,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override the config")
     args = parser.parse_args()
-    if args.batches < 1 or args.images < 0 or args.target_ratio <= 0:
+    counts = (args.batches is None or args.batches > 0, args.images is None or args.images >= 0)
+    if not all(counts) or args.target_ratio <= 0:
         parser.error("--batches and --target-ratio must be above 0, --images not below")
     return args
 

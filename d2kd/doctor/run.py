@@ -1,8 +1,11 @@
 """All checks in order; where one makes the rest pointless, it is the last."""
 
+import math
+import time
 from functools import partial
 from typing import Callable, List, Optional, Sequence
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 from torch import nn
@@ -11,10 +14,14 @@ from ..modeling import Distiller
 from . import networks, training
 from .data import check_data
 from .finding import Finding, Status, error
+from .pace import Pace
 from .setup import check_device, check_output, read_config
 from .steps import Trial, run_steps
 
 __all__ = ["diagnose"]
+
+# Of the minute that a CPU may take; the rest is for imports, and steps slower than the first.
+SECONDS = 48.0
 
 Say = Callable[[Finding], None]
 
@@ -39,8 +46,8 @@ def diagnose(
     config_file: str,
     options: Sequence[str] = (),
     *,
-    batches: int = 4,
-    images: int = 0,
+    batches: Optional[int] = None,
+    images: Optional[int] = None,
     target: float = 0.5,
     say: Optional[Say] = None,
 ) -> List[Finding]:
@@ -49,8 +56,10 @@ def diagnose(
 
     Args:
         config_file, options: as given to train_net.py.
-        batches: training batches that are tried, and timed.
-        images: that are used of each batch, 0 for all; 1 makes large networks bearable on a CPU.
+        batches: training batches that are tried, and timed; None for 4, on a CPU fewer where time
+            is short.
+        images: that are used of each batch, 0 for all; None for all, on a CPU as many as there is
+            time for.
         target: ratio of a distillation loss to the detection losses that weights are suggested
             for.
         say: called with each finding as it is made.
@@ -58,7 +67,7 @@ def diagnose(
     Returns:
         All findings, in the order in which they were made.
     """
-    notes = _Notes(say)
+    began, notes = time.perf_counter(), _Notes(say)
     cfg, findings = read_config(config_file, options)
     if not notes.add(*findings):
         return notes.findings
@@ -77,23 +86,27 @@ def diagnose(
         notes.add(networks.check_adapters(cfg, model))
     # Steps on data that cannot be read, or from weights that are not there, say nothing.
     if fine:
+        pace = Pace(batches, images, began + SECONDS if _is_cpu(cfg) else math.inf)
         report_ratios = partial(training.check_ratios, cfg, target=target, started=started)
-        _try_steps(cfg, model, batches, images, report_ratios, notes)
+        _try_steps(cfg, model, pace, report_ratios, notes)
     return notes.findings
+
+
+def _is_cpu(cfg: CfgNode) -> bool:
+    return torch.device(cfg.MODEL.DEVICE).type == "cpu"
 
 
 def _try_steps(
     cfg: CfgNode,
     model: nn.Module,
-    batches: int,
-    images: int,
+    pace: Pace,
     report_ratios: Callable[[Trial], List[Finding]],
     notes: _Notes,
 ) -> None:
     teacher = model.teacher.model if isinstance(model, Distiller) else None
     before = training.fingerprint(teacher) if teacher else []
     try:
-        trial = run_steps(cfg, model, batches, images)
+        trial = run_steps(cfg, model, pace)
     except Exception as problem:  # whatever a step raises would have stopped the training
         notes.add(error("steps", f"a training step failed: {type(problem).__name__}: {problem}"))
         return
@@ -103,4 +116,4 @@ def _try_steps(
     if teacher:
         notes.add(training.check_teacher_still(teacher, before))
         notes.add(*report_ratios(trial))
-    notes.add(training.check_memory(), training.check_time(cfg, trial))
+    notes.add(training.check_memory(trial), training.check_time(cfg, trial))

@@ -1,5 +1,6 @@
 """A few training steps that move no weight: what they cost, and what every tensor got."""
 
+import itertools
 import math
 import time
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..engine import DistillTrainer
 from ..modeling import LOSS_PREFIX, Distiller
 from ..structures import DistillStep
+from .pace import Pace
 
 __all__ = ["Trial", "run_steps"]
 
@@ -28,7 +30,8 @@ class Trial:
         touched: names of those that got one which is not 0 throughout.
         seconds, plain_seconds: of each step with and without distillation, batch loading apart.
         loading: seconds that one process takes to load each batch.
-        shrink: images of a batch over those that were used.
+        batch, used: images of a batch, and how many of them the timed steps were given.
+        warm: whether another step went before those that are timed.
     """
 
     losses: List[Dict[str, float]] = field(default_factory=list)
@@ -38,7 +41,14 @@ class Trial:
     seconds: List[float] = field(default_factory=list)
     plain_seconds: List[float] = field(default_factory=list)
     loading: List[float] = field(default_factory=list)
-    shrink: float = 1.0
+    batch: int = 1
+    used: int = 1
+    warm: bool = True
+
+    @property
+    def shrink(self) -> float:
+        """By how much a whole batch takes longer."""
+        return self.batch / self.used
 
     @property
     def finite(self) -> bool:
@@ -46,37 +56,63 @@ class Trial:
         return all(math.isfinite(x) for losses in self.losses for x in losses.values())
 
 
-def run_steps(cfg: CfgNode, model: nn.Module, count: int, images: int) -> Trial:
+def run_steps(cfg: CfgNode, model: nn.Module, pace: Pace) -> Trial:
     """
-    Forward, backward and an optimizer step at learning rate 0, ``count`` + 1 times.
+    Forward, backward and an optimizer step at learning rate 0, a few times.
 
-    The first step warms up and its times are not kept. A loss that is not finite ends the trial:
-    its gradients would spoil the weights even so. Each batch is also given to the student
-    alone, which is what training without distillation costs.
+    The first step warms up: its times are kept only if no other is made. A loss that is not finite
+    ends the trial: its gradients would spoil the weights even so. Each batch is also given to the
+    student alone, which is what training without distillation costs.
 
     Args:
         cfg: the student's.
         model: from ``networks.build``.
-        count: steps that are timed.
-        images: that are used of each batch; 0 for all.
+        pace: how many steps, of how many images.
     """
-    trial, distilled = Trial(), isinstance(model, Distiller)
-    for name in model.distill_losses if distilled else ():
+    trial = Trial()
+    for name in model.distill_losses if isinstance(model, Distiller) else ():
         model.register_loss_hook(name, _unscaled)
     optimizer = DistillTrainer.build_optimizer(cfg, model)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     half = torch.autocast("cuda", enabled=cfg.SOLVER.AMP.ENABLED and torch.cuda.is_available())
     with EventStorage(), half:
-        for batch in _load_batches(cfg, count + 1, images, trial):
-            trial.seconds.append(_step(model, batch, optimizer, trial))
-            if not trial.finite:
+        batches = _load_batches(cfg, trial)
+        batch = next(batches)
+        trial.batch, trial.used = len(batch), pace.first_images(len(batch))
+        seconds = _try(model, batch[: trial.used], optimizer, trial) / trial.used
+        if trial.finite:
+            _set_images(trial, pace.later_images(len(batch), seconds))
+        for batch in itertools.islice(batches, pace.most):
+            if not trial.finite or not pace.goes_on(seconds * trial.used):
                 break
-            plain = _step(model.student, batch, optimizer) if distilled else trial.seconds[-1]
-            trial.plain_seconds.append(plain)
+            seconds = _try(model, batch[: trial.used], optimizer, trial) / trial.used
+    trial.warm = len(trial.seconds) > 1
     for times in (trial.seconds, trial.plain_seconds, trial.loading):
-        del times[:1]
+        del times[: int(trial.warm)]
     return trial
+
+
+def _set_images(trial: Trial, count: int) -> None:
+    """Go on with so many images of a batch; losses of fewer are none to compare with."""
+    if count > trial.used:
+        trial.losses.clear()
+        trial.images.clear()
+    trial.used = count
+
+
+def _try(
+    model: nn.Module, batch: List[dict], optimizer: torch.optim.Optimizer, trial: Trial
+) -> float:
+    """Seconds of a step, with that of the student alone."""
+    trial.seconds.append(_step(model, batch, optimizer, trial))
+    if not trial.finite:
+        return trial.seconds[-1]
+    if not isinstance(model, Distiller):
+        trial.plain_seconds.append(trial.seconds[-1])
+        return trial.seconds[-1]
+    trial.plain_seconds.append(_step(model.student, batch, optimizer))
+    return trial.seconds[-1] + trial.plain_seconds[-1]
 
 
 def _unscaled(loss_module: nn.Module, step: DistillStep) -> Dict[str, Tensor]:
@@ -84,19 +120,17 @@ def _unscaled(loss_module: nn.Module, step: DistillStep) -> Dict[str, Tensor]:
     return {LOSS_PREFIX + loss_module.name: loss_module(step)}
 
 
-def _load_batches(cfg: CfgNode, count: int, images: int, trial: Trial) -> Iterator[List[dict]]:
-    """Batches as training gets them, cut to the first few images if asked."""
+def _load_batches(cfg: CfgNode, trial: Trial) -> Iterator[List[dict]]:
+    """Batches as training gets them."""
     single = cfg.clone()
     single.defrost()
     single.DATALOADER.NUM_WORKERS = 0
     batches = iter(DistillTrainer.build_train_loader(single))
-    for _ in range(count):
+    while True:
         start = time.perf_counter()
         batch = next(batches)
         trial.loading.append(time.perf_counter() - start)
-        used = batch[: images or None]
-        trial.shrink = len(batch) / len(used)
-        yield used
+        yield batch
 
 
 def _step(

@@ -117,18 +117,19 @@ def _advise_of_random(key: str, *_) -> Tuple[bool, str]:
     return False, f"nothing follows for {key}: the steps are of random weights, not MODEL.WEIGHTS"
 
 
-def check_memory() -> Finding:
+def check_memory(trial: Trial) -> Finding:
     """The most that was in use at once, so far."""
+    part = f", with {trial.used} of {trial.batch} images" if trial.used < trial.batch else ""
     if torch.cuda.is_available():
         used = torch.cuda.max_memory_allocated() / 2**30
         whole = torch.cuda.get_device_properties(0).total_memory / 2**30
-        text = f"{used:.1f} of the GPU's {whole:.0f} GiB"
+        text = f"{used:.1f} of the GPU's {whole:.0f} GiB{part}"
         if used > 0.9 * whole:
             return warning("memory", text, "larger images may not fit: lower SOLVER.IMS_PER_BATCH")
         return ok("memory", text)
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return ok("memory", f"{used:.1f} of {whole:.0f} GiB, this process alone")
+    return ok("memory", f"{used:.1f} of {whole:.0f} GiB, this process alone{part}")
 
 
 def _duration(seconds: float) -> str:
@@ -144,10 +145,8 @@ def check_time(cfg: CfgNode, trial: Trial) -> Finding:
     whole = [_duration(x * cfg.SOLVER.MAX_ITER) for x in (ours, plain)]
     text = (
         f"{ours:.2f} s an iteration, {plain:.2f} s without distillation: {whole[0]} and {whole[1]} "
-        f"for {cfg.SOLVER.MAX_ITER} iterations on this machine, evaluation apart"
-    )
-    if trial.shrink > 1:
-        text += f" (scaled up from 1/{trial.shrink:g} of a batch)"
+        f"for {cfg.SOLVER.MAX_ITER} iterations on this machine, evaluation apart; "
+    ) + _measured_on(trial)
     loading, workers = statistics.median(trial.loading), cfg.DATALOADER.NUM_WORKERS
     if loading / max(workers, 1) > ours / batches:
         advice = (
@@ -156,3 +155,13 @@ def check_time(cfg: CfgNode, trial: Trial) -> Finding:
         )
         return warning("time", text, advice)
     return ok("time", text)
+
+
+def _measured_on(trial: Trial) -> str:
+    steps = len(trial.seconds)
+    text = f"measured on {steps} step{'s' * (steps > 1)} of "
+    if not trial.warm:
+        text = "measured on the first step alone, which is the slowest, of "
+    if trial.used == trial.batch:
+        return f"{text}all {trial.batch} images"
+    return f"{text}{trial.used} of {trial.batch} images and scaled up"

@@ -5,49 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
-from helpers import K, distill_cfg, plain_cfg, write_coco_set, write_teacher
+from examine import examine
+from helpers import K, plain_cfg, write_teacher
 from PIL import Image
 
-from d2kd.doctor import Finding, Status, data, diagnose, render, run
-from d2kd.doctor.steps import Trial, run_steps
-from d2kd.doctor.training import check_time
+from d2kd.doctor import Finding, Status, data, render, run
 from d2kd.modeling import Distiller
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def clean_catalogs():
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
-@pytest.fixture
-def setup(tmp_path, teacher_files):
-    """(yaml of a student with data and a teacher, folder of the data)."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    return _write(tmp_path, distill_cfg(teacher_files), folder), folder
-
-
-def _write(tmp_path, cfg, folder, name="mine"):
-    content = yaml.safe_load(cfg.dump())
-    declared = write_coco_set(folder)
-    content["DATASETS"].update(CUSTOM={name: dict(declared)}, TRAIN=[name], TEST=[])
-    content["OUTPUT_DIR"] = str(tmp_path / "output")
-    (tmp_path / "student.yaml").write_text(yaml.safe_dump(content))
-    return str(tmp_path / "student.yaml")
-
-
-def _examine(config, *opts):
-    """check -> finding; a step is tried on one batch."""
-    return {x.check: x for x in diagnose(config, opts, batches=1)}
 
 
 def _problems(found):
@@ -55,7 +21,7 @@ def _problems(found):
 
 
 def test_a_sound_setup(setup):
-    found = _examine(setup[0])
+    found = examine(setup[0])
     # Few boxes and few iterations: that is all there is to say against it.
     assert set(_problems(found)) <= {"data", "ratio reg", "gradients", "ratio feature"}
     assert not [x for x in found.values() if x.status is Status.ERROR]
@@ -69,32 +35,32 @@ def test_a_sound_setup(setup):
 
 def test_nothing_is_written_and_the_student_is_as_it_was(setup, tmp_path):
     before = {p for p in tmp_path.rglob("*") if p.is_file()}
-    _examine(setup[0])
+    examine(setup[0])
     assert {p for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_a_gpu_that_is_not_here_is_warned_of(setup, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = _examine(setup[0], "MODEL.DEVICE", "cuda")
+    found = examine(setup[0], "MODEL.DEVICE", "cuda")
     device = found["device"]
     assert device.status is Status.WARNING and "the checks run on the CPU" in device.text
     assert "MODEL.DEVICE cpu" in device.advice and {"finite", "time"} < set(found)
-    assert _examine(setup[0])["device"] == Finding(Status.OK, "device", "MODEL.DEVICE is cpu")
+    assert examine(setup[0])["device"] == Finding(Status.OK, "device", "MODEL.DEVICE is cpu")
 
 
 def test_without_a_teacher(setup):
-    found = _examine(setup[0], "DISTILL.ENABLED", "False")
+    found = examine(setup[0], "DISTILL.ENABLED", "False")
     assert not [x for x in found.values() if x.status is Status.ERROR]
     assert "none" in found["teacher"].text and "ratio cls" not in found
     assert {"finite", "gradients", "time"} < set(found)
 
 
 def test_the_suggested_weight_brings_the_ratio_to_its_target(setup):
-    found = _examine(setup[0], "DISTILL.CLS.WEIGHT", "3.0")
+    found = examine(setup[0], "DISTILL.CLS.WEIGHT", "3.0")
     advice = found["ratio cls"].advice
     assert "DISTILL.CLS.WEIGHT " in advice and "(now 3)" in advice
     weight = advice.split("WEIGHT ")[1].split(" ")[0]
-    again = _examine(setup[0], "DISTILL.CLS.WEIGHT", f"{float(weight)}")
+    again = examine(setup[0], "DISTILL.CLS.WEIGHT", f"{float(weight)}")
     ratio = float(again["ratio cls"].text.split(" is ")[1].split(" x")[0])
     assert ratio == pytest.approx(0.5, rel=0.05)
 
@@ -126,76 +92,26 @@ def test_the_suggested_weight_brings_the_ratio_to_its_target(setup):
     ],
 )
 def test_broken_in_one_place(setup, opts, check, status, words):
-    finding = _examine(setup[0], *opts)[check]
+    finding = examine(setup[0], *opts)[check]
     assert finding.status.value == status, finding
     assert words in finding.text + finding.advice, finding
 
 
 def test_channel_orders_are_said(setup):
-    text = _examine(setup[0], "INPUT.FORMAT", "RGB")["channel order"].text
+    text = examine(setup[0], "INPUT.FORMAT", "RGB")["channel order"].text
     assert text == "RGB images are turned to BGR for the teacher"
 
 
 def test_inherited_modules_are_listed(setup):
-    found = _examine(setup[0], "DISTILL.STUDENT.INHERIT", "['roi_heads.box_predictor.cls_score']")
+    found = examine(setup[0], "DISTILL.STUDENT.INHERIT", "['roi_heads.box_predictor.cls_score']")
     assert "cls_score (2 tensors) start from the teacher's" in found["inherit"].text
-
-
-def _save_student(path, teacher_files, *opts):
-    """A checkpoint of a student with some options, its classifier scaled to be told apart."""
-    state = build_model(distill_cfg(teacher_files, *opts)).state_dict()
-    state["roi_heads.box_predictor.cls_score.weight"] *= 100
-    torch.save({"model": state}, path)
-    return ["MODEL.WEIGHTS", str(path)]
-
-
-def test_the_steps_are_of_the_weights_that_training_starts_from(setup, teacher_files, tmp_path):
-    opts = _save_student(tmp_path / "start.pth", teacher_files)
-    random, *started = (_examine(setup[0], *x) for x in ([], opts, [*opts, "SEED", "2"]))
-    assert started[0]["start"].text.endswith("start.pth: 293 of 293 tensors")
-    losses = [_mean_of("loss_cls", found) for found in (random, *started)]
-    # A hundredfold classifier is far from indifferent, whatever the seed.
-    assert min(losses[1:]) > 1.5 * losses[0], losses
-
-
-def _mean_of(loss, found):
-    return float(found["finite"].text.split(f" {loss} ")[1].split(",")[0])
-
-
-def test_a_start_that_matches_in_part(setup, teacher_files, tmp_path):
-    opts = _save_student(tmp_path / "start.pth", teacher_files, "MODEL.ROI_HEADS.NUM_CLASSES", 9)
-    state = torch.load(opts[1])["model"]
-    state = {k: v for k, v in state.items() if not k.startswith(("proposal", "backbone.fpn"))}
-    torch.save({"model": state}, opts[1])
-    start = _examine(setup[0], *opts)["start"]
-    assert start.status is Status.OK and "267 of 293 tensors" in start.text
-    assert "random: 16 of 281 of backbone, 6 of 6 of proposal_generator, 4 of" in start.text
-    assert (
-        "another shape have roi_heads.box_predictor.cls_score.weight: file (10, 16)" in start.text
-    )
-
-
-def test_a_start_that_matches_nothing(setup, tmp_path):
-    torch.save({"model": {"layer1.conv1.weight": torch.zeros(3)}}, tmp_path / "other.pth")
-    found = _examine(setup[0], "MODEL.WEIGHTS", str(tmp_path / "other.pth"))
-    assert found["start"].status is Status.ERROR and "time" not in found
-    assert "0 of 293 tensors; the file has layer1.conv1.weight, the student" in found["start"].text
-
-
-def test_a_start_that_cannot_be_fetched_is_said_where_it_matters(setup):
-    # Port 9 of this machine: nobody listens, and nothing leaves it.
-    found = _examine(setup[0], "MODEL.WEIGHTS", "http://127.0.0.1:9/start.pth")
-    assert found["start"].status is Status.WARNING and "cannot be fetched" in found["start"].text
-    assert found["ratio cls"].status is Status.WARNING
-    advice = found["ratio cls"].advice
-    assert "random weights, not MODEL.WEIGHTS" in advice and "would make it" not in advice
 
 
 def test_an_incomplete_teacher(setup, teacher_files, tmp_path):
     state = torch.load(teacher_files[1])["model"]
     state.pop("roi_heads.box_predictor.cls_score.bias")
     torch.save({"model": state}, tmp_path / "part.pth")
-    found = _examine(setup[0], "DISTILL.TEACHER.WEIGHTS", str(tmp_path / "part.pth"))
+    found = examine(setup[0], "DISTILL.TEACHER.WEIGHTS", str(tmp_path / "part.pth"))
     assert found["teacher"].status is Status.ERROR and "1 missing" in found["teacher"].text
     assert "time" not in found
 
@@ -203,7 +119,7 @@ def test_an_incomplete_teacher(setup, teacher_files, tmp_path):
 def test_a_teacher_of_other_classes_is_a_matter_of_the_pair(setup, tmp_path):
     other = write_teacher(tmp_path / "other", "MODEL.ROI_HEADS.NUM_CLASSES", K + 3)
     names = ["DISTILL.TEACHER.CONFIG_FILE", "DISTILL.TEACHER.WEIGHTS"]
-    found = _examine(setup[0], names[0], str(other[0]), names[1], str(other[1]))
+    found = examine(setup[0], names[0], str(other[0]), names[1], str(other[1]))
     assert found["pair"].status is Status.ERROR and "NUM_CLASSES" in found["pair"].text
 
 
@@ -214,7 +130,7 @@ def test_images_that_are_broken(setup):
         Image.open(path).save(path, format="JPEG")
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
-    found = _examine(config)
+    found = examine(config)
     assert (
         found["images"].status is Status.ERROR and "4 of 4 cannot be read" in found["images"].text
     )
@@ -249,7 +165,7 @@ def test_registered_data_is_examined(changes, check, words, monkeypatch):
 
 
 def test_trained_on_the_test_set(setup):
-    found = _examine(setup[0], "DATASETS.TEST", "('mine',)")
+    found = examine(setup[0], "DATASETS.TEST", "('mine',)")
     assert "4 images of DATASETS.TEST are trained on" in found["duplicates"].text
 
 
@@ -261,7 +177,7 @@ def test_a_step_that_fails_and_a_teacher_that_moves(setup, monkeypatch):
 
     forward = Distiller.forward
     monkeypatch.setattr(Distiller, "forward", move)
-    found = _examine(setup[0])
+    found = examine(setup[0])
     assert found["teacher still"].status is Status.ERROR
     assert "cls_score.bias" in found["teacher still"].text
 
@@ -269,7 +185,7 @@ def test_a_step_that_fails_and_a_teacher_that_moves(setup, monkeypatch):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(run, "run_steps", fail)
-    assert "RuntimeError: out of memory" in _examine(setup[0])["steps"].text
+    assert "RuntimeError: out of memory" in examine(setup[0])["steps"].text
 
 
 def test_command_line_and_its_status(setup, monkeypatch, capsys):
@@ -283,28 +199,6 @@ def test_command_line_and_its_status(setup, monkeypatch, capsys):
         printed = capsys.readouterr().out
         assert ("error   teacher" in printed) == bool(code)
         assert f"{code} error" in printed.splitlines()[-1]
-
-
-@pytest.mark.parametrize("weight, steps", [(1.0, 3), (3.4e38, 1)])
-def test_steps_move_no_weight_and_end_at_a_bad_loss(train_set, teacher_files, weight, steps):
-    cfg = distill_cfg(teacher_files, "DISTILL.CLS.WEIGHT", weight, "SOLVER.WEIGHT_DECAY", 0.1)
-    model = Distiller(cfg).train()
-    before = [p.clone() for p in model.parameters()]
-    trial = run_steps(cfg, model, 2, 1)
-    assert all(map(torch.equal, before, model.parameters()))
-    assert len(trial.losses) == steps and trial.finite == (weight == 1)
-    assert (len(trial.seconds), trial.shrink) == (steps - 1, 2)
-
-
-def test_time_for_the_schedule():
-    trial = Trial(seconds=[2.0, 2.0, 9.0], plain_seconds=[1.0], loading=[5.0], shrink=2.0)
-    cfg = plain_cfg("SOLVER.MAX_ITER", 1800, "DATALOADER.NUM_WORKERS", 1)
-    finding = check_time(cfg, trial)
-    assert "4.00 s an iteration, 2.00 s without distillation: 2.0 h and 1.0 h" in finding.text
-    assert "scaled up from 1/2 of a batch" in finding.text
-    assert finding.status is Status.WARNING and "NUM_WORKERS from 1 to 2" in finding.advice
-    cfg.DATALOADER.NUM_WORKERS = 2
-    assert check_time(cfg, trial).status is Status.OK
 
 
 def test_lines_are_wrapped_and_hang():
