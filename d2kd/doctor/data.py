@@ -1,15 +1,18 @@
 """Checks of the data: found, sampled, boxes inside, classes met, nothing twice."""
 
+import math
 import random
+import reprlib
 from collections import Counter
-from typing import Dict, List
+from numbers import Real
+from typing import Any, Dict, Iterator, List, Tuple
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..data import check_num_classes, register_custom_datasets
+from ..data import DatasetError, check_num_classes, num_classes, register_custom_datasets
 from ..data.mapper import why_unreadable
 from ..data.records import first_few
 from .finding import Finding, error, ok, warning
@@ -17,6 +20,8 @@ from .finding import Finding, error, ok, warning
 __all__ = ["check_data"]
 
 SAMPLED = 24
+# How many numbers a box has; Detectron2 does not read its other modes.
+_BOX_LENGTHS = {BoxMode.XYXY_ABS: 4, BoxMode.XYWH_ABS: 4, BoxMode.XYWHA_ABS: 5}
 # The longest published schedules show an image a few hundred times.
 MANY_EPOCHS = 300
 
@@ -26,15 +31,83 @@ def check_data(cfg: CfgNode) -> List[Finding]:
     try:
         register_custom_datasets(cfg)
         check_num_classes(cfg)
-        records = [r for name in cfg.DATASETS.TRAIN for r in DatasetCatalog.get(name)]
-    except (ValueError, OSError, AssertionError, KeyError) as problem:
+    except DatasetError as problem:
         return [error("data", str(problem))]
-    if not records:
-        return [error("data", f"DATASETS.TRAIN {cfg.DATASETS.TRAIN} has no image")]
+    except Exception as problem:  # registered loaders are anybody's code
+        return [error("data", f"{type(problem).__name__}: {problem}")]
+    records, absent = _load(cfg, "TRAIN", "data")
+    tested, untested = _load(cfg, "TEST", "test data")
+    if not records and not absent:
+        absent = [error("data", f"DATASETS.TRAIN {cfg.DATASETS.TRAIN} has no image")]
+    flawed = absent or check_records(records, cfg)
+    return [*untested, *(flawed or _check_sound(records, tested, cfg))]
+
+
+def _check_sound(records: List[Dict], tested: List[Dict], cfg: CfgNode) -> List[Finding]:
+    """The checks of records that can be trained on."""
     counts, checks = count_objects(records), [check_objects(records, cfg)]
     if any(counts.values()):
         checks += [check_boxes(records), check_classes(counts, cfg), check_empty(records, cfg)]
-    return [*checks, check_duplicates(records, cfg), check_images(records, cfg)]
+    return [*checks, check_duplicates(records, tested), check_images(records, cfg)]
+
+
+def _load(cfg: CfgNode, split: str, check: str) -> Tuple[List[Dict], List[Finding]]:
+    """The records of DATASETS.TRAIN or TEST, and an error for each set that cannot be loaded."""
+    records, found = [], []
+    for name in cfg.DATASETS[split]:
+        try:
+            records += DatasetCatalog.get(name)
+        except Exception as problem:
+            text = (
+                f"DATASETS.{split} '{name}' cannot be loaded: {type(problem).__name__}: {problem}"
+            )
+            found.append(error(check, text))
+    return records, found
+
+
+def check_records(records: List[Dict], cfg: CfgNode) -> List[Finding]:
+    """Records hold what training reads of them; nothing is found where all do."""
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") or []
+    classes = num_classes(cfg) or len(names) or math.inf
+    flaws = [flaw for record in records for flaw in _flaws_of(record, classes)]
+    if not flaws:
+        return []
+    text = f"{len(flaws)} flaws stop the training: {first_few(flaws, 3)}"
+    return [error("records", text, "correct the annotations, or what registers the data set")]
+
+
+def _flaws_of(record: Dict, classes: float) -> Iterator[str]:
+    where = record.get("file_name") or f"the image with id {record.get('image_id')}"
+    lacking = [key for key in ("file_name", "annotations") if record.get(key) is None]
+    if lacking:
+        yield f"{where} has no {' and no '.join(lacking)}"
+    for item in record.get("annotations") or ():
+        # Training leaves crowds out.
+        flaw = "" if item.get("iscrowd", 0) else _flaw_of(item, classes)
+        if flaw:
+            yield f"{where} {flaw}"
+
+
+def _flaw_of(item: Dict, classes: float) -> str:
+    """What is wrong with an annotation; empty if nothing is."""
+    lacking = [key for key in ("bbox", "bbox_mode", "category_id") if key not in item]
+    if lacking:
+        return f"has an annotation without {', '.join(lacking)}"
+    category, box, mode = (item[key] for key in ("category_id", "bbox", "bbox_mode"))
+    if not isinstance(category, Real) or not 0 <= category < classes:
+        return f"has category_id {category!r}, of 0 to {classes - 1} for {classes} classes"
+    if mode not in _BOX_LENGTHS or not _are_finite(box, _BOX_LENGTHS[mode]):
+        return f"has the bbox {reprlib.repr(box)} of bbox_mode {mode!r}"
+    if mode != BoxMode.XYXY_ABS and not isinstance(box, (list, tuple)):
+        return f"has the bbox {box!r}: Detectron2 converts lists and tuples"
+    return ""
+
+
+def _are_finite(values: Any, count: int) -> bool:
+    try:
+        return len(values) == count and all(map(math.isfinite, values))
+    except (TypeError, OverflowError):  # of what is no list or no number; of 10**400
+        return False
 
 
 def count_objects(records: List[Dict]) -> Counter:
@@ -66,10 +139,11 @@ def check_objects(records: List[Dict], cfg: CfgNode) -> Finding:
 
 
 def _boxes_of(record: Dict) -> np.ndarray:
-    """(B, 4) in xyxy pixels."""
+    """(B, 4) in xyxy pixels, of those that are trained on."""
     rows = [
         BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS)
         for item in record["annotations"]
+        if not item.get("iscrowd", 0)
     ]
     return np.asarray(rows, dtype=float).reshape(-1, 4)
 
@@ -79,7 +153,8 @@ def check_boxes(records: List[Dict]) -> Finding:
     bad, sizes = [], []
     for record in records:
         boxes = _boxes_of(record)
-        limit = np.array([record["width"], record["height"]] * 2) + 1.0
+        # Detectron2 adds a size that a record does not state when it reads the image.
+        limit = np.array([record.get(side, math.inf) for side in ("width", "height")] * 2) + 1.0
         flat = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
         if (flat | (boxes < -1).any(axis=1) | (boxes > limit).any(axis=1)).any():
             bad.append(record["file_name"])
@@ -115,12 +190,11 @@ def check_empty(records: List[Dict], cfg: CfgNode) -> Finding:
     return ok("empty images", text)
 
 
-def check_duplicates(records: List[Dict], cfg: CfgNode) -> Finding:
+def check_duplicates(records: List[Dict], tested: List[Dict]) -> Finding:
     """No image twice in training, and none of the test sets in it."""
     files = Counter(record["file_name"] for record in records)
     twice = [name for name, count in files.items() if count > 1]
-    tested = {r["file_name"] for name in cfg.DATASETS.TEST for r in DatasetCatalog.get(name)}
-    leaked = sorted(tested & set(files))
+    leaked = sorted({record.get("file_name") for record in tested} & set(files))
     if leaked:
         text = f"{len(leaked)} images of DATASETS.TEST are trained on: {first_few(leaked, 3)}"
         return warning("duplicates", text, "results on them mean nothing: separate the sets")

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from examine import examine
-from helpers import K, plain_cfg, write_teacher
+from helpers import K, write_teacher
 from PIL import Image
 
-from d2kd.doctor import Finding, Status, data, render, run
+from d2kd.doctor import Finding, Status, render, run
 from d2kd.modeling import Distiller
 
 ROOT = Path(__file__).parents[2]
@@ -135,33 +134,6 @@ def test_images_that_are_broken(setup):
         found["images"].status is Status.ERROR and "4 of 4 cannot be read" in found["images"].text
     )
     assert not {"time", "steps"} & set(found)
-
-
-def _records(**changes):
-    """Two records of 64 x 64 pixels with a box each; changes go to the first."""
-    item = {"bbox": [4, 4, 20, 30], "bbox_mode": 0, "category_id": 0, "iscrowd": 0}
-    first = {"file_name": "a.png", "width": 64, "height": 64, "annotations": [item]}
-    return [{**first, **changes}, {**first, "file_name": "b.png"}]
-
-
-@pytest.mark.parametrize(
-    "changes, check, words",
-    [
-        ({"annotations": [{"bbox": [4, 4, 99, 30], "bbox_mode": 0, "category_id": 0}]}, "boxes",
-         "1 images have boxes outside or without extent: a.png"),
-        ({"annotations": [{"bbox": [4, 4, 4, 30], "bbox_mode": 0, "category_id": 0}]}, "boxes",
-         "1 images have boxes outside or without extent: a.png"),
-        ({"file_name": "b.png"}, "duplicates", "1 images occur more than once: b.png"),
-        ({}, "classes", "1 of 2 classes have no box: bee"),
-    ],
-)  # fmt: skip
-def test_registered_data_is_examined(changes, check, words, monkeypatch):
-    DatasetCatalog.register("doctor_set", lambda: _records(**changes))
-    MetadataCatalog.get("doctor_set").thing_classes = ["ant", "bee"]
-    monkeypatch.setattr(data, "why_unreadable", lambda record, image_format: None)
-    cfg = plain_cfg("DATASETS.TRAIN", ("doctor_set",), "MODEL.ROI_HEADS.NUM_CLASSES", 2)
-    found = {x.check: x for x in data.check_data(cfg)}
-    assert found[check].status is Status.WARNING and words in found[check].text, found[check]
 
 
 def test_trained_on_the_test_set(setup):

@@ -1,0 +1,107 @@
+"""The doctor on registered data sets: whatever is in their records is a row, and no traceback."""
+
+import math
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from helpers import plain_cfg
+
+from d2kd.doctor import Status, data
+
+
+def _records(**changes):
+    """Two records of 64 x 64 pixels with a box each; changes go to the first."""
+    item = {"bbox": [4, 4, 20, 30], "bbox_mode": 0, "category_id": 0, "iscrowd": 0}
+    first = {"file_name": "a.png", "width": 64, "height": 64, "annotations": [item]}
+    return [{**first, **changes}, {**first, "file_name": "b.png"}]
+
+
+def _register(name, load):
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).thing_classes = ["ant", "bee"]
+    return (name,)
+
+
+def _check(load, monkeypatch, test=()):
+    """check -> finding, of a training set of two classes."""
+    monkeypatch.setattr(data, "why_unreadable", lambda record, image_format: None)
+    opts = ["DATASETS.TRAIN", _register("doctor_set", load), "DATASETS.TEST", test]
+    cfg = plain_cfg(*opts, "MODEL.ROI_HEADS.NUM_CLASSES", 2)
+    return {x.check: x for x in data.check_data(cfg)}
+
+
+@pytest.mark.parametrize(
+    "changes, check, words",
+    [
+        ({"annotations": [{"bbox": [4, 4, 99, 30], "bbox_mode": 0, "category_id": 0}]}, "boxes",
+         "1 images have boxes outside or without extent: a.png"),
+        ({"annotations": [{"bbox": [4, 4, 4, 30], "bbox_mode": 0, "category_id": 0}]}, "boxes",
+         "1 images have boxes outside or without extent: a.png"),
+        ({"file_name": "b.png"}, "duplicates", "1 images occur more than once: b.png"),
+        ({}, "classes", "1 of 2 classes have no box: bee"),
+    ],
+)  # fmt: skip
+def test_registered_data_is_examined(changes, check, words, monkeypatch):
+    found = _check(lambda: _records(**changes), monkeypatch)
+    assert found[check].status is Status.WARNING and words in found[check].text, found[check]
+
+
+def _item(**changes):
+    item = {"bbox": [4, 4, 20, 30], "bbox_mode": 0, "category_id": 1, **changes}
+    return {key: value for key, value in item.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"annotations": None}, "a.png has no annotations"),
+        ({"file_name": None, "image_id": 7}, "the image with id 7 has no file_name"),
+        ({"annotations": [_item(bbox=None)]}, "a.png has an annotation without bbox"),
+        ({"annotations": [_item(bbox_mode=None)]}, "an annotation without bbox_mode"),
+        ({"annotations": [_item(category_id=9)]}, "a.png has category_id 9, of 0 to 1 for 2"),
+        ({"annotations": [_item(category_id=-1)]}, "a.png has category_id -1, of 0 to 1"),
+        ({"annotations": [_item(category_id="ant")]}, "has category_id 'ant'"),
+        ({"annotations": [_item(bbox=[4, 4, math.nan, 30])]}, "a.png has the bbox [4, 4, nan, 30]"),
+        ({"annotations": [_item(bbox=[4, 4, 10**400, 30])]}, "a.png has the bbox [4, 4, 1000"),
+        ({"annotations": [_item(bbox=["4", 4, 20, 9])]}, "a.png has the bbox ['4', 4, 20, 9]"),
+        ({"annotations": [_item(bbox=np.ones(4), bbox_mode=1)]}, "converts lists and tuples"),
+        ({"annotations": [_item(bbox=[4, 4, 20])]}, "a.png has the bbox [4, 4, 20]"),
+        ({"annotations": [_item(bbox_mode=BoxMode.XYWH_REL)]}, "of bbox_mode <BoxMode.XYWH_REL"),
+    ],
+)
+def test_records_that_would_stop_the_training(changes, words, monkeypatch):
+    found = _check(lambda: _records(**changes), monkeypatch)
+    assert list(found) == ["records"] and found["records"].status is Status.ERROR
+    assert found["records"].text.startswith("1 flaws") and words in found["records"].text, found
+
+
+def test_records_as_detectron2_reads_them(monkeypatch):
+    crowd = {"iscrowd": 1, "category_id": -1}
+    box = list(np.array([4, 4, 16, 26], np.float32))
+    items = [_item(bbox=box, bbox_mode=BoxMode.XYWH_ABS, category_id=np.int64(1)), crowd]
+
+    def load():
+        first, second = _records(annotations=items)
+        del first["width"], first["height"]
+        return [first, second]
+
+    found = _check(load, monkeypatch)
+    assert not [x for x in found.values() if x.status is Status.ERROR]
+    assert "2 images, 2 boxes" in found["data"].text and found["boxes"].status is Status.OK
+
+
+def test_sets_that_cannot_be_loaded(monkeypatch, tmp_path):
+    def fail():
+        return open(tmp_path / "absent.json")
+
+    test = _register("doctor_test_set", fail)
+    found = _check(_records, monkeypatch, test)
+    assert found["test data"].status is Status.ERROR and found["data"].status is not Status.ERROR
+    text = found["test data"].text
+    assert text.startswith("DATASETS.TEST 'doctor_test_set' cannot be loaded: FileNotFoundError")
+    assert {"boxes", "classes", "duplicates", "images"} < set(found)
+    DatasetCatalog.remove("doctor_set")
+    found = _check(lambda: {}["lost"], monkeypatch)
+    assert list(found) == ["data"] and "KeyError: 'lost'" in found["data"].text
