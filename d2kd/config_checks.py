@@ -123,7 +123,7 @@ def check_config(cfg: CfgNode) -> None:
     if cfg.DISTILL.ENABLED:
         ranges.update(_DISTILL_RANGES)
         choices.update(_distill_choices())
-    problems = [*_out_of_range(cfg, ranges), *_unknown(cfg, choices)]
+    problems = [*_out_of_range(cfg, ranges), *_unknown(cfg, choices), *_unknown_groups(cfg)]
     if cfg.DISTILL.ENABLED:
         problems += [*_schedule_problems(cfg), *_exponent_problems(cfg)]
     _refuse(problems)
@@ -151,6 +151,16 @@ def _unknown(cfg: CfgNode, choices: Dict[str, Sequence[str]]) -> Problems:
         if value not in known:
             hint = did_you_mean(value, known)
             yield f"  {key} is {value!r}: set it to one of {sorted(known)}.{hint}"
+
+
+def _unknown_groups(cfg: CfgNode) -> Problems:
+    """Groups are open to functions of one's own, so a misspelt one would be a key nobody reads."""
+    for key, registry in (("MASKS", MASK_REGISTRY), ("DISTANCES", DISTANCE_REGISTRY)):
+        known = [name.upper() for name, _ in registry]
+        for group in cfg.DISTILL[key]:
+            if group not in known:
+                hint = did_you_mean(group.upper(), known)
+                yield f"  DISTILL.{key}.{group}: nothing of that name is registered.{hint}"
 
 
 def _schedule_problems(cfg: CfgNode) -> Problems:

@@ -7,6 +7,7 @@ from helpers import distill_cfg, plain_cfg
 from d2kd.config import add_d2kd_config, get_value
 from d2kd.config_checks import check_config
 from d2kd.config_io import ConfigError, load_config, merge_file, merge_options
+from d2kd.losses import DISTANCE_REGISTRY
 from d2kd.modeling.build import read_teacher_config
 
 
@@ -173,3 +174,25 @@ def test_a_teachers_file_is_read_as_carefully(tmp_path):
     cfg = distill_cfg((tmp_path / "teacher.yaml", "a.pth"))
     with pytest.raises(ConfigError, match="(?s)teacher.yaml.*MODEL.RESNET Did you mean"):
         read_teacher_config(cfg)
+
+
+@pytest.mark.parametrize(
+    "group, words",
+    [
+        ("MASKS: {GAUSIAN: {SIGMA2: 9.0}}", "MASKS.GAUSIAN: .* Did you mean 'GAUSSIAN'?"),
+        ("DISTANCES: {ssim: {WINDOW: 7}}", "DISTANCES.ssim: .* Did you mean 'SSIM'?"),
+        ("MASKS: {SSIM: {WINDOW: 7}}", "DISTILL.MASKS.SSIM: nothing of that name is registered"),
+    ],
+)
+def test_parameters_of_a_mask_or_distance_that_is_not_there(tmp_path, group, words):
+    (tmp_path / "mine.yaml").write_text(f"DISTILL: {{{group}}}")
+    with pytest.raises(ConfigError, match=words):
+        load_config(str(tmp_path / "mine.yaml"))
+
+
+def test_parameters_of_a_distance_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("DISTILL: {DISTANCES: {HUBER: {DELTA: 1.5}}}")
+    with pytest.raises(ConfigError, match="DISTANCES.HUBER"):
+        load_config(str(tmp_path / "mine.yaml"))
+    monkeypatch.setitem(DISTANCE_REGISTRY._obj_map, "huber", lambda student, teacher: None)
+    assert load_config(str(tmp_path / "mine.yaml")).DISTILL.DISTANCES.HUBER.DELTA == 1.5
