@@ -58,8 +58,13 @@ ODD: Rule = (
 )
 DEVICE: Rule = (_is_device, "'cuda', 'cuda:N' or 'cpu'")
 SOME_LOSSES: Rule = (
-    lambda x: len(x) > 0 and set(x) <= set(LOSS_NAMES),
-    f"one or more of {list(LOSS_NAMES)}, or set DISTILL.ENABLED False to train without a teacher",
+    lambda x: len(x) > 0 and set(x) <= set(LOSS_NAMES) and len(set(x)) == len(x),
+    f"one or more of {list(LOSS_NAMES)}, each once, or set DISTILL.ENABLED False to train without "
+    "a teacher",
+)
+LEVELS: Rule = (
+    lambda x: all(isinstance(name, str) for name in x) and len(set(x)) == len(x),
+    "names of feature levels, each once; [] is all of them",
 )
 FRACTIONS: Rule = (_are_rising_fractions, "rising fractions between 0 and 1, as (0.667, 0.889)")
 
@@ -73,6 +78,7 @@ _RANGES: Dict[str, Rule] = {
 }
 _DISTILL_RANGES: Dict[str, Rule] = {
     "DISTILL.LOSSES": SOME_LOSSES,
+    "DISTILL.FEATURE.LEVELS": LEVELS,
     "DISTILL.FEATURE.WEIGHT": NOT_NEGATIVE,
     "DISTILL.CLS.WEIGHT": NOT_NEGATIVE,
     "DISTILL.REG.WEIGHT": NOT_NEGATIVE,
