@@ -5,7 +5,7 @@ https://cocodataset.org/#format-data
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
@@ -27,6 +27,8 @@ def _parse_json(path: Path) -> Dict[str, Any]:
         raise DatasetError(f"{path}: malformed JSON: nested too deeply") from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: malformed JSON: not UTF-8 text: {error}") from error
+    except ValueError as error:
+        raise DatasetError(f"{path}: {_describe_long_integer(path)}") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: COCO's JSON is an object with the keys {list(REQUIRED)}")
     return content
@@ -71,3 +73,32 @@ def read_coco(annotations: Path, images: Path) -> Tuple[List[AnnotatedImage], Tu
         for record in load_coco_json(str(annotations), str(images))
     ]
     return read, tuple(names.values())
+
+
+class _Digits(str):
+    """An integer as it is written, of more digits than Python converts."""
+
+
+def _describe_long_integer(path: Path) -> str:
+    """Where the first one is: the parser, which stops at it, does not say."""
+
+    def convert(text: str) -> Any:
+        try:
+            return int(text)
+        except ValueError:
+            return _Digits(text)
+
+    content = json.loads(path.read_text(encoding="utf-8-sig"), parse_int=convert)
+    place, digits = next(_find_digits(content, ""))
+    return f"{place} is an integer of {len(digits)} digits"
+
+
+def _find_digits(node: Any, place: str) -> Iterator[Tuple[str, str]]:
+    if isinstance(node, _Digits):
+        yield place, node
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from _find_digits(value, f"{place}.{key}" if place else key)
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from _find_digits(value, f"{place}[{number}]")

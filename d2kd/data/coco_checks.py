@@ -1,6 +1,7 @@
 """Checks of COCO's instances JSON that name the entry at fault, before anything else reads it."""
 
 import math
+import reprlib
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
@@ -12,7 +13,10 @@ __all__ = ["REQUIRED", "check_annotations", "check_lists"]
 def is_number(value: Any) -> bool:
     """Whether this is a finite number; true and false are none."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    try:
+        return number and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def is_integer(value: Any) -> bool:
@@ -52,7 +56,8 @@ def check_entry(group: str, number: int, entry: Any, path: Path) -> None:
     for key, kind in kinds.items():
         if kind and not kind[0](entry[key]):
             raise DatasetError(
-                f"{path}: {group}[{number}]: '{key}' must be {kind[1]}, not {entry[key]!r}"
+                f"{path}: {group}[{number}]: '{key}' must be {kind[1]}, not "
+                f"{reprlib.repr(entry[key])}"
             )
 
 
@@ -103,7 +108,7 @@ def problem_of(entry: Dict[str, Any], images: set, categories: Sequence[int]) ->
     if entry["category_id"] not in categories:
         return f"unknown category_id {entry['category_id']!r}; known: {sorted(categories)}"
     if not is_box(entry["bbox"]):
-        return f"bbox must be [x, y, width, height] in pixels, not {entry['bbox']!r}"
+        return f"bbox must be [x, y, width, height] in pixels, not {reprlib.repr(entry['bbox'])}"
     if entry.get("ignore"):
         return "'ignore' is not supported; use 'iscrowd': 1"
     if entry.get("iscrowd", 0) not in (0, 1):

@@ -1,6 +1,7 @@
 """Annotation files: malformed values and strange boxes; more in tests/data."""
 
 import logging
+import sys
 
 import pytest
 from detectron2.data import DatasetCatalog
@@ -36,6 +37,8 @@ def _change(group, **values):
         (_change("annotations", bbox=[1, 2, "3", 4]), ["id 1", "bbox"]),
         (_change("annotations", bbox={"x": 1}), ["id 1", "bbox"]),
         (_change("annotations", bbox=[1, 2, 3, True]), ["id 1", "bbox"]),
+        (_change("annotations", bbox=[1, 2, 10**400, 4]), ["id 1", "bbox", "[1, 2, 1000"]),
+        (_change("images", width=10**400), ["images[0]", "'width'", "not 1000", "...000"]),
         (_change("annotations", iscrowd="no"), ["id 1", "iscrowd must be 0 or 1", "'no'"]),
         (_change("annotations", segmentation=5), ["id 1", "segmentation"]),
         (_change("annotations", segmentation=[[1, "2"]]), ["id 1", "segmentation"]),
@@ -63,6 +66,19 @@ def test_coco_nested_too_deeply(root):
     (root / "toy.json").write_text("[" * 200_000)
     with pytest.raises(DatasetError, match="toy.json.*malformed JSON"):
         load(declaration)
+
+
+@pytest.mark.skipif(not hasattr(sys, "set_int_max_str_digits"), reason="Python converts any")
+def test_coco_integers_that_python_does_not_convert(root):
+    content = coco_content()
+    content["annotations"][1].update(bbox=[1, 2, 3, 1234567], area=1234567)
+    declaration = write_coco(root, content)
+    text = (root / "toy.json").read_text()
+    (root / "toy.json").write_text(text.replace("1234567", "7" * 5000))
+    with pytest.raises(DatasetError) as caught:
+        load(declaration)
+    words = "toy.json: annotations[1].bbox[3] is an integer of 5000 digits"
+    assert str(caught.value).endswith(words)
 
 
 def test_boxes_outside_are_clipped_or_dropped_with_a_warning(root, caplog):
