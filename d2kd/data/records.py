@@ -112,7 +112,7 @@ def to_dataset_dicts(
         DatasetError: an image is missing or unreadable, or a class is unknown.
     """
     remarks, dicts = Remarks(), []
-    folder = os.path.join(os.path.abspath(image_folder), "")
+    folder = os.path.join(os.path.realpath(image_folder), "")
     for image in images:
         size = image_size(image.file_name, image.source)
         _remark_on(image, size, folder, remarks)
@@ -138,7 +138,7 @@ def _remark_on(image: AnnotatedImage, size: Tuple[int, int], folder: str, remark
     label = os.path.basename(image.file_name)
     if size != image.size:
         remarks.resized.append(f"{label} ({width}x{height}, not {image.size[0]}x{image.size[1]})")
-    if not os.path.abspath(image.file_name).startswith(folder):
+    if not os.path.realpath(image.file_name).startswith(folder):
         remarks.outside.append(image.file_name)
     if width * height > HUGE:
         remarks.huge.append(label)

@@ -105,6 +105,32 @@ def test_a_path_that_leaves_the_folder_is_warned_of(root, caplog, absolute):
     assert "elsewhere/a.jpg" in caplog.text
 
 
+def test_a_link_that_leaves_the_folder_is_warned_of(root, caplog):
+    write_image(root / "elsewhere" / "a.jpg")
+    declaration = write_coco(root, coco_content())
+    name = root / declaration["IMAGES"] / coco_content()["images"][0]["file_name"]
+    name.unlink()
+    name.symlink_to(root / "elsewhere" / "a.jpg")
+    with caplog.at_level(logging.WARNING):
+        load(declaration)
+    assert "toy: 1 image files lie outside the declared image folder: " in caplog.text
+
+
+def test_a_data_root_that_is_a_link_is_none_that_is_left(root, caplog, tmp_path, monkeypatch):
+    declaration = write_coco(root, coco_content())
+    link = tmp_path / "link"
+    link.symlink_to(root, target_is_directory=True)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(link))
+    # One of its images is named by where it is, the other by the link.
+    content = coco_content()
+    first = content["images"][0]
+    first["file_name"] = str(root.resolve() / declaration["IMAGES"] / first["file_name"])
+    write_coco(root, content)
+    with caplog.at_level(logging.WARNING):
+        load(declaration)
+    assert "outside" not in caplog.text
+
+
 def test_a_voc_split_that_leaves_the_folder_is_warned_of(root, voc, caplog):
     write_image(root / "toy" / "c.jpg")
     (root / "toy/xml/b.xml").rename(root / "toy/c.xml")
