@@ -28,6 +28,7 @@ from .checkpoint import WholeFiles, remove_unfinished
 from .group import data_parallel
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
+from .last_checkpoint import find_last
 from .output import warn_if_used
 from .resume import RunCheckpointer, Streams, TeacherIdentity, add_resume_hooks, get_loaders
 from .sanity import explain_nonfinite
@@ -143,8 +144,13 @@ class DistillTrainer(DefaultTrainer):
             super().run_step()
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As DefaultTrainer; a fresh start also takes DISTILL.STUDENT.INHERIT's weights."""
-        resumed = resume and self.checkpointer.has_checkpoint()
+        """As DefaultTrainer; a fresh start also takes DISTILL.STUDENT.INHERIT's weights.
+
+        Raises:
+            ResumeError: there is a checkpoint to go on from, but it cannot be used.
+        """
+        # Read once more below, after every process has found the same.
+        resumed = resume and find_last(self.cfg.OUTPUT_DIR) is not None
         if not resumed and comm.is_main_process():
             warn_if_used(self.cfg.OUTPUT_DIR)
         if self.cfg.MODEL.WEIGHTS and not resumed:

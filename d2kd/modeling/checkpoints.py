@@ -10,7 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-__all__ = ["Loaded", "UnreachableError", "find_weights", "load_weights"]
+__all__ = ["Loaded", "UnreachableError", "find_weights", "load_weights", "read_as_data"]
 
 # All that numpy arrays need, under numpy's names before and since 2.0.
 _ARRAYS = {
@@ -60,14 +60,13 @@ class _ArraysOnly(pickle.Unpickler):
         )
 
 
-def _check_readable(path: str) -> None:
-    """Read a checkpoint as data; raises whatever is wrong with it."""
+def read_as_data(path: str) -> Any:
+    """The content of a local checkpoint, of which nothing can run; raises whatever is wrong."""
     if path.endswith(".pkl"):
         with open(path, "rb") as file:
-            _ArraysOnly(file, encoding="latin1").load()
-        return
+            return _ArraysOnly(file, encoding="latin1").load()
     # Old releases of torch load any pickle unless told not to.
-    torch.load(path, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def find_weights(weights: str, key: str) -> str:
@@ -97,7 +96,7 @@ def find_weights(weights: str, key: str) -> str:
             "detectron2:// address of a checkpoint"
         )
     try:
-        _check_readable(file)
+        read_as_data(file)
     except Exception as error:
         raise ValueError(
             f"{key} {weights} cannot be read as a checkpoint of weights alone: {error}"
