@@ -9,9 +9,9 @@ As Detectron2's own training script; DISTILL.* in the config says who teaches an
 
 import os
 from collections import OrderedDict
+from typing import Tuple
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
@@ -22,10 +22,11 @@ from d2kd import DistillTrainer
 from d2kd.config_io import load_config
 from d2kd.data import check_num_classes, register_custom_datasets
 from d2kd.engine.interrupt import interruptible
+from d2kd.engine.last_checkpoint import find_last
 from d2kd.engine.launch import add_launch_options, launch
 from d2kd.engine.output import prepare_output
 from d2kd.modeling.build import build_teacher, read_teacher_config
-from d2kd.modeling.checkpoints import find_weights
+from d2kd.modeling.checkpoints import find_weights, load_completely
 
 
 def setup(args) -> CfgNode:
@@ -41,21 +42,31 @@ def setup(args) -> CfgNode:
 
 def eval_student(cfg: CfgNode, resume: bool) -> OrderedDict:
     """Evaluate the plain student of the config; no teacher is built."""
-    if cfg.MODEL.WEIGHTS:
-        find_weights(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
-    elif not resume:
-        raise ValueError(
-            "--eval-only needs a trained student: set MODEL.WEIGHTS to its checkpoint, or add "
-            "--resume for the last one in OUTPUT_DIR"
-        )
+    weights, path = find_student(cfg, resume)
     plain = cfg.clone()
     plain.defrost()
     plain.DISTILL.ENABLED = False
     model = DistillTrainer.build_model(plain)
-    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-        cfg.MODEL.WEIGHTS, resume=resume
-    )
+    load_completely(model, weights, path, "student")
     return DistillTrainer.test(plain, model)
+
+
+def find_student(cfg: CfgNode, resume: bool) -> Tuple[str, str]:
+    """The trained student's address as configured, and its local file."""
+    if resume:
+        last = find_last(cfg.OUTPUT_DIR)
+        if last is None:
+            raise ValueError(
+                f"--eval-only --resume: there is no last_checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}: "
+                "set OUTPUT_DIR to that of a run, or leave out --resume and set MODEL.WEIGHTS"
+            )
+        return last.path, last.path
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            "--eval-only needs a trained student: set MODEL.WEIGHTS to its checkpoint, or add "
+            "--resume for the last one in OUTPUT_DIR"
+        )
+    return cfg.MODEL.WEIGHTS, find_weights(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
 
 
 def eval_teacher(cfg: CfgNode) -> OrderedDict:

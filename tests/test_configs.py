@@ -25,7 +25,7 @@ def at_the_root_without_weights(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(build, "find_weights", lambda weights, key: weights)
     monkeypatch.setattr(build, "_sha256", lambda path: "")
-    monkeypatch.setattr(build, "_load_completely", lambda model, weights, path: None)
+    monkeypatch.setattr(build, "load_completely", lambda *_: None)
 
 
 def _cfg(path):

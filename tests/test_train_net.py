@@ -92,6 +92,44 @@ def test_evaluating_nothing_is_an_error(tmp_path):
         train_net.eval_student(plain_cfg(*opts, "MODEL.WEIGHTS", "nowhere.pth"), resume=False)
 
 
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The weights of the students that are evaluated."""
+    models = []
+    monkeypatch.setattr(
+        train_net.DistillTrainer, "test", lambda _, model: models.append(model.state_dict())
+    )
+    return models
+
+
+def test_resume_evaluates_the_last_checkpoint_or_nothing(tmp_path, evaluated):
+    pretrained = write_teacher(tmp_path / "pretrained")[1]
+    cfg = plain_cfg("OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(pretrained))
+    with pytest.raises(ValueError, match=f"no last_checkpoint in OUTPUT_DIR {tmp_path}: set"):
+        train_net.eval_student(cfg, resume=True)
+    student = train_net.DistillTrainer.build_model(cfg).state_dict()
+    torch.save({"model": student}, tmp_path / "model_final.pth")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    train_net.eval_student(cfg, resume=True)
+    assert all(torch.equal(found, student[name]) for name, found in evaluated[0].items())
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_student_of_whom_tensors_are_missing_is_not_evaluated(tmp_path, evaluated, resume):
+    cfg = plain_cfg("OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(tmp_path / "a.pth"))
+    student = train_net.DistillTrainer.build_model(cfg).state_dict()
+    rpn = {name: value for name, value in student.items() if name.startswith("proposal_generator")}
+    for kept in ({"of.another": torch.ones(1)}, {k: student[k] for k in student if k not in rpn}):
+        torch.save({"model": kept}, tmp_path / "a.pth")
+        (tmp_path / "last_checkpoint").write_text("a.pth")
+        with pytest.raises(ValueError, match="the student is incomplete: MODEL.WEIGHTS") as caught:
+            train_net.eval_student(cfg, resume)
+        assert f"student weights {tmp_path}/a.pth: " in str(caught.value)
+    assert f", {len(rpn)} missing" in str(caught.value)
+    assert f"  missing: {next(iter(rpn))}\n" in str(caught.value)
+    assert not evaluated
+
+
 def test_the_teacher_is_evaluated_in_its_own_format_and_leaves_the_random_streams(
     tmp_path, monkeypatch
 ):

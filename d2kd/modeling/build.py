@@ -1,7 +1,6 @@
 """Building the two detectors: the student from the config, the teacher from its own, complete."""
 
 import hashlib
-import logging
 import os
 
 from detectron2.config import CfgNode, get_cfg
@@ -11,13 +10,11 @@ from torch import nn
 
 from ..config import add_d2kd_config
 from ..config_io import merge_file
-from .checkpoints import find_weights, load_weights
+from .checkpoints import find_weights, load_completely
 from .checks import check_two_stage
 from .teacher import FrozenTeacher
 
 __all__ = ["build_student", "build_teacher", "read_teacher_config"]
-
-logger = logging.getLogger(__name__)
 
 
 def build_student(cfg: CfgNode) -> nn.Module:
@@ -105,33 +102,8 @@ def build_teacher(teacher_cfg: CfgNode, student_format: str) -> FrozenTeacher:
     # Of the very file that is read next: it may be replaced while the student trains.
     identity = {"weights": weights, "sha256": _sha256(path)}
     model = build_model(teacher_cfg)
-    _load_completely(model, weights, path)
+    load_completely(model, weights, path, "teacher")
     return FrozenTeacher(model, swap_channels=len(formats) > 1, identity=identity)
-
-
-def _load_completely(model: nn.Module, weights: str, path: str) -> None:
-    try:
-        loaded = load_weights(model, path)
-    except Exception as error:
-        raise ValueError(
-            f"DISTILL.TEACHER.WEIGHTS {weights} cannot be read as a checkpoint: {error}"
-        ) from error
-    lists = {
-        "missing": loaded.missing,
-        "wrong shape": loaded.wrong_shape,
-        "unexpected": loaded.unexpected,
-    }
-    report = f"teacher weights {weights}: {len(loaded.matched)} matched" + "".join(
-        f", {len(keys)} {name}" for name, keys in lists.items()
-    )
-    logger.info(report)
-    if loaded.missing or loaded.wrong_shape:
-        details = [f"  {name}: {key}" for name, keys in lists.items() for key in keys[:10]]
-        raise ValueError(
-            "\n".join([report, *details])
-            + "\nthe teacher is incomplete: DISTILL.TEACHER.WEIGHTS must belong to "
-            "DISTILL.TEACHER.CONFIG_FILE"
-        )
 
 
 def _sha256(path: str) -> str:

@@ -1,5 +1,6 @@
 """Checkpoint files: fetched, whole, and without code in them; and what of them a model takes."""
 
+import logging
 import os
 import pickle
 from typing import Any, List, NamedTuple
@@ -10,7 +11,22 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-__all__ = ["Loaded", "UnreachableError", "find_weights", "load_weights", "read_as_data"]
+__all__ = [
+    "Loaded",
+    "UnreachableError",
+    "find_weights",
+    "load_completely",
+    "load_weights",
+    "read_as_data",
+]
+
+logger = logging.getLogger(__name__)
+
+# By detector: where its weights are configured, and the config that they must belong to.
+_KEYS = {
+    "student": ("MODEL.WEIGHTS", "--config-file"),
+    "teacher": ("DISTILL.TEACHER.WEIGHTS", "DISTILL.TEACHER.CONFIG_FILE"),
+}
 
 # All that numpy arrays need, under numpy's names before and since 2.0.
 _ARRAYS = {
@@ -124,3 +140,35 @@ def load_weights(model: nn.Module, path: str) -> Loaded:
         wrong_shape=[f"{name}: file {a}, model {b}" for name, (a, b) in shapes.items()],
         unexpected=list(found.unexpected_keys),
     )
+
+
+def load_completely(model: nn.Module, weights: str, path: str, whose: str) -> None:
+    """Load every one of a detector's weights and log how many matched, or stop.
+
+    Args:
+        weights: as configured, for messages.
+        path: the local file of ``find_weights``.
+        whose: "student" or "teacher".
+
+    Raises:
+        ValueError: a weight is missing in the file, or has another shape there; says how many and
+            which.
+    """
+    key, config = _KEYS[whose]
+    try:
+        loaded = load_weights(model, path)
+    except Exception as error:
+        raise ValueError(f"{key} {weights} cannot be read as a checkpoint: {error}") from error
+    lists = {
+        "missing": loaded.missing,
+        "wrong shape": loaded.wrong_shape,
+        "unexpected": loaded.unexpected,
+    }
+    report = f"{whose} weights {weights}: {len(loaded.matched)} matched" + "".join(
+        f", {len(names)} {what}" for what, names in lists.items()
+    )
+    logger.info(report)
+    if loaded.missing or loaded.wrong_shape:
+        details = [f"  {what}: {name}" for what, names in lists.items() for name in names[:10]]
+        end = f"the {whose} is incomplete: {key} must belong to {config}"
+        raise ValueError("\n".join([report, *details, end]))
