@@ -26,7 +26,7 @@ from .losses.regression import DISTANCES as REG_DISTANCES
 from .losses.regression import GATES
 from .losses.ssim import SCALINGS
 
-__all__ = ["ConfigError", "check_config", "check_schedule"]
+__all__ = ["ConfigError", "check_config", "check_schedule", "describe_warmup"]
 
 
 class ConfigError(ValueError):
@@ -74,6 +74,8 @@ _RANGES: Dict[str, Rule] = {
     "SOLVER.MAX_ITER": POSITIVE,
     "SOLVER.IMS_PER_BATCH": POSITIVE,
     "SOLVER.BASE_LR": POSITIVE,
+    "SOLVER.CHECKPOINT_PERIOD": AT_LEAST_1,
+    "SOLVER.WARMUP_ITERS": NOT_NEGATIVE,
     "DATALOADER.NUM_WORKERS": NOT_NEGATIVE,
 }
 _DISTILL_RANGES: Dict[str, Rule] = {
@@ -95,6 +97,20 @@ _DISTILL_RANGES: Dict[str, Rule] = {
     "DISTILL.DISTANCES.SSIM.K2": POSITIVE,
     "DISTILL.DISTANCES.SSIM.RANGE": POSITIVE,
 }
+
+
+def _choices(cfg: CfgNode) -> Dict[str, Sequence[str]]:
+    """Key -> allowed values, of those that also hold without a teacher."""
+    schedulers = ["WarmupMultiStepLR", "WarmupCosineLR"]
+    # The key came with it; release 0.6 has neither.
+    if "RESCALE_INTERVAL" in cfg.SOLVER:
+        schedulers.append("WarmupStepWithFixedGammaLR")
+    return {
+        "DATALOADER.BAD_IMAGES": BAD_IMAGES,
+        "SOLVER.OPTIMIZER": OPTIMIZERS,
+        "SOLVER.LR_SCHEDULER_NAME": schedulers,
+        "SOLVER.WARMUP_METHOD": ("constant", "linear"),
+    }
 
 
 def _distill_choices() -> Dict[str, Sequence[str]]:
@@ -124,12 +140,16 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: names each key, its value, and what it may be.
     """
-    ranges = dict(_RANGES)
-    choices = {"DATALOADER.BAD_IMAGES": BAD_IMAGES, "SOLVER.OPTIMIZER": OPTIMIZERS}
+    ranges, choices = dict(_RANGES), _choices(cfg)
     if cfg.DISTILL.ENABLED:
         ranges.update(_DISTILL_RANGES)
         choices.update(_distill_choices())
-    problems = [*_out_of_range(cfg, ranges), *_unknown(cfg, choices), *_unknown_groups(cfg)]
+    problems = [
+        *_out_of_range(cfg, ranges),
+        *_unknown(cfg, choices),
+        *_unknown_groups(cfg),
+        *_precision_problems(cfg),
+    ]
     if cfg.DISTILL.ENABLED:
         problems += [*_schedule_problems(cfg), *_exponent_problems(cfg)]
     _refuse(problems)
@@ -167,6 +187,23 @@ def _unknown_groups(cfg: CfgNode) -> Problems:
             if group not in known:
                 hint = did_you_mean(group.upper(), known)
                 yield f"  DISTILL.{key}.{group}: nothing of that name is registered.{hint}"
+
+
+def describe_warmup(cfg: CfgNode) -> str:
+    """What is odd about SOLVER.WARMUP_ITERS, or "": a short trial of a long schedule may mean it."""
+    warmup, last = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
+    if warmup < last:
+        return ""
+    return (
+        f"SOLVER.WARMUP_ITERS is {warmup} and SOLVER.MAX_ITER {last}: the learning rate never "
+        f"reaches SOLVER.BASE_LR, {cfg.SOLVER.BASE_LR}"
+    )
+
+
+def _precision_problems(cfg: CfgNode) -> Problems:
+    device = cfg.MODEL.DEVICE
+    if cfg.SOLVER.AMP.ENABLED and _is_device(device) and torch.device(device).type == "cpu":
+        yield f"  SOLVER.AMP.ENABLED is True: set it to False where MODEL.DEVICE is {device}"
 
 
 def _schedule_problems(cfg: CfgNode) -> Problems:

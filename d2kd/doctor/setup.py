@@ -7,6 +7,7 @@ from typing import List, Optional, Sequence, Tuple
 import torch
 from detectron2.config import CfgNode
 
+from ..config_checks import describe_warmup
 from ..config_io import load_config
 from ..engine.output import OutputError, prepare_output
 from .finding import Finding, error, ok, warning
@@ -24,7 +25,10 @@ def read_config(path: str, options: Sequence[str]) -> Tuple[Optional[CfgNode], L
     teacher = f" under {cfg.DISTILL.TEACHER.CONFIG_FILE}" if cfg.DISTILL.ENABLED else ""
     kind = "distils" if cfg.DISTILL.ENABLED else "trains without a teacher"
     text = f"{path} {kind}: {cfg.MODEL.META_ARCHITECTURE}{teacher}"
-    return cfg, [ok("config", text + "; every key is known and in range")]
+    found = [ok("config", text + "; every key is known and in range")]
+    if describe_warmup(cfg):
+        found.append(warning("warm-up", describe_warmup(cfg), "lower SOLVER.WARMUP_ITERS"))
+    return cfg, found
 
 
 def check_device(cfg: CfgNode) -> Tuple[CfgNode, Finding]:

@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..config import OPTIMIZERS, plain_config
+from ..config_checks import describe_warmup
 from ..data import build_evaluator, build_mapper
 from ..data.loader import build_train_loader
 from ..modeling.build import build_teacher, read_teacher_config
@@ -34,6 +35,8 @@ from .resume import RunCheckpointer, Streams, TeacherIdentity, add_resume_hooks,
 from .sanity import explain_nonfinite
 
 __all__ = ["DistillTrainer"]
+
+logger = logging.getLogger(__name__)
 
 
 class DistillTrainer(DefaultTrainer):
@@ -57,6 +60,8 @@ class DistillTrainer(DefaultTrainer):
         model = data_parallel(model)
         self._trainer = _build_trainer(cfg, model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        if describe_warmup(cfg):
+            logger.warning(describe_warmup(cfg))
         self.checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())

@@ -1,12 +1,15 @@
 """Configs that cannot be used: the file, the key, and what was likely meant are named."""
 
 import pytest
+import torch
 from detectron2.config import get_cfg
+from detectron2.solver import build_lr_scheduler
 from helpers import distill_cfg, plain_cfg
 
 from d2kd.config import add_d2kd_config, get_value
 from d2kd.config_checks import check_config
 from d2kd.config_io import ConfigError, load_config, merge_file, merge_options
+from d2kd.engine import DistillTrainer
 from d2kd.losses import DISTANCE_REGISTRY
 from d2kd.modeling.build import read_teacher_config
 
@@ -116,6 +119,11 @@ def test_options(options, words):
         ("SOLVER.IMS_PER_BATCH", -1, "a number above 0"),
         ("SOLVER.BASE_LR", float("nan"), "a number above 0"),
         ("SOLVER.ACCUMULATE_STEPS", 0, "a whole number, 1 or above"),
+        ("SOLVER.CHECKPOINT_PERIOD", 0, "a whole number, 1 or above"),
+        ("SOLVER.WARMUP_ITERS", -1, "a number, 0 or above"),
+        ("SOLVER.WARMUP_METHOD", "liner", "Did you mean 'linear'?"),
+        ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosinLR", "Did you mean 'WarmupCosineLR'?"),
+        ("SOLVER.AMP.ENABLED", True, "False where MODEL.DEVICE is cpu"),
         ("DATALOADER.BAD_IMAGES", "skp", "Did you mean 'skip'?"),
         ("DISTILL.FEATURE.WEIGHT", -1.0, "a number, 0 or above"),
         ("DISTILL.FEATURE.WEIGHT", None, "a number, 0 or above"),
@@ -170,6 +178,31 @@ def test_values_that_do_not_go_together():
         check_config(distill_cfg(teacher, *steps, *name))
     with pytest.raises(ConfigError, match="WARMUP_ITERS is 3: set it below SOLVER.MAX_ITER, 3"):
         check_config(distill_cfg(teacher, "DISTILL.SCHEDULE.WARMUP_ITERS", 3))
+
+
+def test_half_precision_is_for_gpus():
+    check_config(plain_cfg("SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cuda:1"))
+
+
+def test_every_schedule_of_this_detectron2_is_known():
+    for name in ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"):
+        cfg = plain_cfg("SOLVER.LR_SCHEDULER_NAME", name)
+        try:
+            build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1)], 0.1))
+        except ValueError:
+            with pytest.raises(ConfigError, match=name):
+                check_config(cfg)
+        else:
+            check_config(cfg)
+
+
+@pytest.mark.usefixtures("train_set")
+@pytest.mark.parametrize("warmup, warned", [(2, False), (3, True)])
+def test_a_warmup_that_never_ends_is_warned_of(tmp_path, caplog, warmup, warned):
+    cfg = plain_cfg("OUTPUT_DIR", str(tmp_path), "SOLVER.WARMUP_ITERS", warmup)
+    check_config(cfg)
+    DistillTrainer(cfg)
+    assert ("SOLVER.WARMUP_ITERS is 3 and SOLVER.MAX_ITER 3" in caplog.text) == warned
 
 
 def test_a_teachers_file_is_read_as_carefully(tmp_path):

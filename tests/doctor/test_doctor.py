@@ -82,6 +82,8 @@ def test_the_suggested_weight_brings_the_ratio_to_its_target(setup):
         (["OUTPUT_DIR", "/proc/d2kd/x"], "output", "error", "cannot be written"),
         (["SOLVER.MAX_ITER", "601"], "data", "warning", "Set SOLVER.MAX_ITER and SOLVER.STEPS"),
         (["SOLVER.MAX_ITER", "600"], "data", "ok", "300.0 epochs"),
+        (["SOLVER.WARMUP_ITERS", "600"], "warm-up", "warning", "lower SOLVER.WARMUP_ITERS"),
+        (["SOLVER.LR_SCHEDULER_NAME", "Cosine"], "config", "error", "WarmupCosineLR"),
         (["INPUT.FORMAT", "RGB"], "student's pixels", "warning", "PIXEL_MEAN is BGR's"),
         (["MODEL.PIXEL_STD", "[0.2,0.2,0.2]"], "student's pixels", "warning", "0..1's"),
         (["DISTILL.CLS.WEIGHT", "0.0"], "ratio cls", "warning", "DISTILL.CLS.WEIGHT 0"),
