@@ -12,6 +12,7 @@ from torch import nn
 
 from ..data.loader import ResumableLoader
 from ..data.random_state import get_random_state, set_random_state
+from .resume_checks import check_fits
 
 __all__ = [
     "AfterEvaluation",
@@ -50,7 +51,10 @@ class TeacherIdentity:
 
 
 class RunCheckpointer(DetectionCheckpointer):
-    """Detectron2's, which does not continue a baseline as a distilled run, nor the reverse."""
+    """Detectron2's, which does not continue a run that does not fit.
+
+    That is a baseline as a distilled run, the reverse, or either with another network or optimizer.
+    """
 
     _resumes = False
 
@@ -62,6 +66,10 @@ class RunCheckpointer(DetectionCheckpointer):
         """The first thing to be loaded: the optimizer's state would fail without a reason."""
         if self._resumes:
             self._refuse_other_kind("teacher" in checkpoint)
+            modules = {k: x for k, x in self.checkpointables.items() if isinstance(x, nn.Module)}
+            optimizer = self.checkpointables["trainer"].optimizer
+            keys = self.checkpointables["keys"].state_dict()
+            check_fits(checkpoint, {"model": self.model, **modules}, optimizer, keys)
         return super()._load_model(checkpoint)
 
     def _refuse_other_kind(self, was_distilled: bool) -> None:

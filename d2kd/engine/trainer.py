@@ -31,6 +31,7 @@ from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
 from .last_checkpoint import find_last
 from .output import warn_if_used
+from .recorded_keys import RecordedKeys
 from .resume import RunCheckpointer, Streams, TeacherIdentity, add_resume_hooks, get_loaders
 from .sanity import explain_nonfinite
 
@@ -67,6 +68,7 @@ class DistillTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
         self.checkpointer.path_manager = WholeFiles()
         self.checkpointer.add_checkpointable("streams", self._streams)
+        self.checkpointer.add_checkpointable("keys", RecordedKeys(cfg))
         if cfg.DISTILL.ENABLED:
             distiller = unwrap(self.model)
             self.checkpointer.model = distiller.student
