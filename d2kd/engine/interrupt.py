@@ -1,4 +1,7 @@
-"""Ctrl-C in training: the step is finished, a checkpoint written, and the run can be resumed."""
+"""Ctrl-C in training: the step is finished, a checkpoint written, and the run can be resumed.
+
+In the last evaluation, when that is done already, it acts at once.
+"""
 
 import logging
 import os
@@ -22,20 +25,24 @@ logger = logging.getLogger(__name__)
 
 
 class _Interrupt:
-    """Remembers the first Ctrl-C; the second one acts as usual."""
+    """Remembers the first Ctrl-C; the second one acts as usual, and all once ``at_once`` is set."""
 
     def __init__(self):
         self.received = False
+        self.at_once = False
         self.process = os.getpid()
 
     def __call__(self, signum, frame) -> None:
+        # Data workers inherit this handler, and would otherwise die in the middle of a step.
+        in_worker = os.getpid() != self.process
         self.received = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Data workers inherit this handler, and would otherwise die in the middle of a step.
-        if os.getpid() == self.process:
+        if self.at_once and not in_worker:
+            raise KeyboardInterrupt
+        if not in_worker:
             print(
-                "Interrupted: finishing this iteration and writing a checkpoint; press Ctrl-C "
-                "again to stop at once, without.",
+                "Interrupted: finishing this iteration, with an evaluation that belongs to it, and "
+                "writing a checkpoint; press Ctrl-C again to stop at once, without.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -90,7 +97,7 @@ class StopOnInterrupt(HookBase):
 
     def after_step(self) -> None:
         wanted = self._question.exchange(_current.received) if self._question else _current.received
-        # The end of training writes a checkpoint itself.
+        # The end of training writes a checkpoint itself; what then is left is the evaluation.
         if not wanted or self.trainer.iter + 1 >= self.trainer.max_iter:
             return
         self.before_save()
@@ -101,7 +108,18 @@ class StopOnInterrupt(HookBase):
         logger.info("Interrupted after iteration %d; --resume continues it", self.trainer.iter)
         raise KeyboardInterrupt
 
+    def before_last_evaluation(self) -> None:
+        """To be called by all processes when the last step's checkpoint is written.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came in the last step. From here on it raises this itself.
+        """
+        _current.at_once = True
+        if (self._question and self._question.read()) or _current.received:
+            raise KeyboardInterrupt
+
     def after_train(self) -> None:
+        _current.at_once = False
         if self._question:
             self._question.read()
 
@@ -126,4 +144,5 @@ class Question:
         """The answer to the latest question."""
         if self._asked is not None:
             self._asked.wait()
+            self._asked = None
         return self._answer.item() > 0

@@ -131,7 +131,8 @@ class DistillTrainer(DefaultTrainer):
             writers = [i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicWriter)]
             at = writers[0] if writers else len(hooks)
             hooks[at:at] = build_distill_hooks(self.cfg)
-        return [*hooks, StopOnInterrupt(before_save=self._streams.collect)]
+        self._stop = StopOnInterrupt(before_save=self._streams.collect)
+        return [*hooks, self._stop]
 
     def before_train(self) -> None:
         super().before_train()
@@ -144,6 +145,27 @@ class DistillTrainer(DefaultTrainer):
         self.iter = self.storage.iter = self.start_iter - 1
         hook.after_step()
         self.iter = self.storage.iter = self.start_iter
+
+    def after_train(self) -> None:
+        """With the last evaluation, which Ctrl-C breaks off: all is trained and saved by then."""
+        if self.iter < self.max_iter:  # it has failed, or was interrupted before
+            super().after_train()
+            return
+        try:
+            self._stop.before_last_evaluation()
+            super().after_train()
+        except KeyboardInterrupt:
+            # What writers tell apart from the last step.
+            self.storage.iter = self.iter
+            for hook in self._hooks:
+                if isinstance(hook, PeriodicWriter):
+                    hook.after_train()
+            logger.info(
+                "Interrupted in the evaluation: the training is complete, its checkpoint "
+                "model_final.pth is in %s; --eval-only --resume evaluates it",
+                self.cfg.OUTPUT_DIR,
+            )
+            raise
 
     def run_step(self) -> None:
         recent = getattr(self._trainer, "recent", ())

@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from helpers import distill_cfg, plain_cfg
@@ -57,12 +59,90 @@ def test_checkpoint_status_and_resume(teacher_files, tmp_path, capfd):
     assert (tmp_path / "model_final.pth").exists()
 
 
-def test_in_the_last_step_training_ends_as_ever(teacher_files, tmp_path):
-    with interruptible():
-        trainer = _trainer(teacher_files, tmp_path)
-        trainer.register_hooks([_Press(2)])
+class _Closed:
+    """How often the files of metrics were closed."""
+
+    def __init__(self, monkeypatch):
+        self.count = 0
+        close = PeriodicWriter.after_train
+        monkeypatch.setattr(PeriodicWriter, "after_train", lambda hook: self.count_and(close, hook))
+
+    def count_and(self, close, hook):
+        close(hook)
+        self.count += 1
+
+
+@pytest.fixture
+def evaluations(monkeypatch):
+    """A list of what evaluations, during which a function is called, have come to."""
+    done = []
+
+    def test(cls, cfg, model):
+        done.append("begun")
+        test.during()
+        done.append("finished")
+        return {}
+
+    test.during = lambda: None
+    done_of = SimpleNamespace(done=done, during=lambda function: setattr(test, "during", function))
+    monkeypatch.setattr(DistillTrainer, "test", classmethod(test))
+    return done_of
+
+
+def _press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _train_to_the_end(folder, *hooks):
+    """Which must end with status 130, and model_final.pth."""
+    with pytest.raises(SystemExit) as ended, interruptible():
+        trainer = DistillTrainer(plain_cfg("OUTPUT_DIR", str(folder)))
+        trainer.register_hooks(hooks)
         trainer.train()
-    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert ended.value.code == INTERRUPTED
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    assert torch.load(folder / "model_final.pth")["iteration"] == 2
+
+
+def test_in_the_last_step_nothing_is_evaluated_after_its_checkpoint(
+    tmp_path, evaluations, monkeypatch, caplog
+):
+    closed = _Closed(monkeypatch)
+    caplog.set_level("INFO", "d2kd")
+    _train_to_the_end(tmp_path, _Press(2))
+    assert evaluations.done == [] and closed.count == 1
+    assert f"model_final.pth is in {tmp_path}; --eval-only --resume evaluates" in caplog.text
+
+
+def test_in_the_last_evaluation_it_stops_at_once(tmp_path, evaluations, monkeypatch, caplog, capfd):
+    closed = _Closed(monkeypatch)
+    caplog.set_level("INFO", "d2kd")
+    evaluations.during(_press)
+    _train_to_the_end(tmp_path)
+    assert evaluations.done == ["begun"] and closed.count == 1
+    assert "the training is complete" in caplog.text
+    assert "writing a checkpoint" not in capfd.readouterr().err
+
+
+def test_an_evaluation_on_the_way_is_finished_for_the_checkpoints_sake(
+    tmp_path, evaluations, capfd
+):
+    evaluations.during(_press)
+    with pytest.raises(SystemExit), interruptible():
+        DistillTrainer(plain_cfg("OUTPUT_DIR", str(tmp_path), "TEST.EVAL_PERIOD", 1)).train()
+    assert evaluations.done == ["begun", "finished"]
+    assert "with an evaluation that belongs to it" in capfd.readouterr().err
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
+
+
+def test_a_second_training_finishes_its_steps_again(tmp_path, evaluations):
+    with pytest.raises(SystemExit), interruptible():
+        DistillTrainer(plain_cfg("OUTPUT_DIR", str(tmp_path / "first"))).train()
+        second = DistillTrainer(plain_cfg("OUTPUT_DIR", str(tmp_path / "second")))
+        second.register_hooks([_Press(1)])
+        second.train()
+    assert evaluations.done == ["begun", "finished"]
+    assert (tmp_path / "second/last_checkpoint").read_text() == "model_0000001.pth"
 
 
 def test_the_second_time_it_stops_at_once():

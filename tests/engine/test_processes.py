@@ -170,6 +170,8 @@ class _Break(HookBase):
 def _train(folder, files, opts, hook):
     register_train_set(folder)
     seed_all_rng(1 + comm.get_rank())
+    evaluated = folder / f"evaluated{comm.get_rank()}"
+    DistillTrainer.test = lambda *_: evaluated.touch()
     with interruptible():
         trainer = DistillTrainer(distill_cfg(files, "OUTPUT_DIR", str(folder / "out"), *opts))
         trainer.resume_or_load(resume=False)
@@ -221,6 +223,19 @@ def test_ctrl_c_in_one_ends_all_at_one_step_and_one_checkpoint_resumes_in_one_pr
     assert one.start_iter == 3
     one.train()
     assert (tmp_path / "out" / "model_final.pth").exists()
+
+
+def test_ctrl_c_in_the_last_step_of_one_keeps_all_from_evaluating(
+    monkeypatch, tmp_path, teacher_files, no_train_set
+):
+    fast_start(monkeypatch)
+    args = (tmp_path, teacher_files, ["SOLVER.MAX_ITER", 2], _Press())
+    with pytest.raises(SystemExit) as ended:
+        launch(_train, options(num_processes=2), distill_cfg(teacher_files), args)
+    assert ended.value.code == 130
+    assert not list(tmp_path.glob("evaluated*"))
+    assert [torch.load(tmp_path / f"rank{i}.pth")["iter"] for i in (0, 1)] == [2, 2]
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_final.pth"
 
 
 def test_a_loss_that_is_not_finite_in_one_process_is_explained_by_it(
