@@ -221,5 +221,5 @@ def _write_student_config(cfg: CfgNode) -> None:
     folder = cfg.OUTPUT_DIR if "://" in cfg.OUTPUT_DIR else os.path.abspath(cfg.OUTPUT_DIR)
     plain.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
     PathManager.mkdirs(cfg.OUTPUT_DIR)
-    with PathManager.open(os.path.join(cfg.OUTPUT_DIR, "student.yaml"), "w") as file:
+    with WholeFiles().open(os.path.join(cfg.OUTPUT_DIR, "student.yaml"), "w") as file:
         file.write(plain.dump())

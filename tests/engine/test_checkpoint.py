@@ -113,3 +113,16 @@ def test_the_trainer_writes_whole_files_and_clears_up(tmp_path):
     trainer.checkpointer.save("model_0000002")
     found = torch.load(tmp_path / "model_0000002.pth", weights_only=True)
     assert set(found["model"]) == set(trainer.model.state_dict())
+
+
+@pytest.mark.usefixtures("train_set")
+def test_student_yaml_is_whole_or_the_one_before(tmp_path, monkeypatch):
+    """A resumed run writes it again, beside checkpoints that are worth nothing without."""
+    cfg = plain_cfg("OUTPUT_DIR", str(tmp_path))
+    DistillTrainer(cfg)
+    before = (tmp_path / "student.yaml").read_text()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("No space left")))
+    with pytest.raises(CheckpointWriteError, match="student.yaml could not be .*No space left"):
+        DistillTrainer(cfg)
+    assert (tmp_path / "student.yaml").read_text() == before
+    assert not list(tmp_path.glob("*.unfinished"))
