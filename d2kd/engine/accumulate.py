@@ -5,16 +5,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Dict, List
 
 import torch
-from detectron2.engine import AMPTrainer, SimpleTrainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from .checked import CheckedAMPTrainer, CheckedTrainer
 from .hooks import unwrap
 
 __all__ = ["AccumulatingAMPTrainer", "AccumulatingTrainer"]
 
 
-class AccumulatingTrainer(SimpleTrainer):
+class AccumulatingTrainer(CheckedTrainer):
     """SimpleTrainer whose step averages the gradients of several batches.
 
     That is the step of one batch as large as all, as far as every loss is a mean over images, or
@@ -75,7 +75,7 @@ class AccumulatingTrainer(SimpleTrainer):
         self.optimizer.step()
 
 
-class AccumulatingAMPTrainer(AccumulatingTrainer, AMPTrainer):
+class AccumulatingAMPTrainer(AccumulatingTrainer, CheckedAMPTrainer):
     """The same with AMPTrainer's autocast and gradient scaler, which acts once in a step."""
 
     def _forward(self, batch: Any) -> Dict[str, Tensor]:

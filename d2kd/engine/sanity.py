@@ -3,7 +3,7 @@
 import math
 import os
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Optional, Sequence
+from typing import Any, Dict, Iterator, Sequence
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -25,10 +25,10 @@ class NonFiniteLossError(FloatingPointError):
 def explain_nonfinite(
     model: nn.Module, iteration: int, folder: str, earlier: Sequence[LatestStep] = ()
 ) -> Iterator[None]:
-    """Say more where Detectron2 finds that the sum of the losses is not finite.
+    """Say more where the trainer finds that the losses are not finite.
 
-    Detectron2 looks at the losses of every step in any case, before the optimizer's step: this
-    adds no wait for the GPU. Only its main process does, so the others look at their own.
+    It looks at those of every step in any case, before the optimizer's step (``CheckedTrainer``
+    where Detectron2's own does not): this reads nothing as long as all is well.
 
     Args:
         model: a Distiller (others are left to Detectron2's message).
@@ -42,19 +42,13 @@ def explain_nonfinite(
     """
     try:
         yield
-        failed = None
+        return
     except FloatingPointError as error:
         failed = error
     latest = getattr(model, "latest", None)
     if latest is None:
-        if failed:
-            raise failed
-        return
-    if failed is None and comm.is_main_process():
-        return
+        raise failed
     at_fault = [step for step in (*earlier, latest) if not _finite(step)]
-    if failed is None and not at_fault:
-        return
     # A forward that failed in itself has no losses; it is the latest.
     latest = at_fault[0] if at_fault else latest
     losses = {name: value.item() for name, value in latest.losses.items()}
@@ -72,7 +66,7 @@ def _describe(
     iteration: int,
     losses: Dict[str, float],
     saved: str,
-    failed: Optional[Exception],
+    failed: Exception,
 ) -> str:
     bad = {k: v for k, v in losses.items() if not math.isfinite(v)}
     images = ", ".join(str(x.get("file_name", "?")) for x in latest.batch)

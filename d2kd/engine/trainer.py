@@ -25,6 +25,7 @@ from ..modeling.checkpoints import find_weights
 from ..modeling.inherit import inherit
 from .accumulate import AccumulatingAMPTrainer, AccumulatingTrainer
 from .allocator import keep_freed_memory
+from .checked import CheckedAMPTrainer, CheckedTrainer
 from .checkpoint import WholeFiles, remove_unfinished
 from .group import data_parallel
 from .hooks import build_distill_hooks, unwrap
@@ -208,11 +209,13 @@ class DistillTrainer(DefaultTrainer):
 
 
 def _build_trainer(cfg: CfgNode, model: nn.Module, *parts) -> SimpleTrainer:
-    """Detectron2's own, unless gradients are summed over several batches."""
+    """Detectron2's own, unless there are several processes, or several batches a step."""
     half, steps = cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.ACCUMULATE_STEPS
-    if steps == 1:
-        return (AMPTrainer if half else SimpleTrainer)(model, *parts)
-    return (AccumulatingAMPTrainer if half else AccumulatingTrainer)(model, *parts, steps)
+    if steps > 1:
+        return (AccumulatingAMPTrainer if half else AccumulatingTrainer)(model, *parts, steps)
+    if comm.get_world_size() > 1:
+        return (CheckedAMPTrainer if half else CheckedTrainer)(model, *parts)
+    return (AMPTrainer if half else SimpleTrainer)(model, *parts)
 
 
 def _write_student_config(cfg: CfgNode) -> None:

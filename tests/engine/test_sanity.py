@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from helpers import LEVELS, build_distiller, distill_cfg, make_batch
 
 from d2kd.engine import DistillTrainer
+from d2kd.engine.accumulate import AccumulatingTrainer
+from d2kd.engine.checked import CheckedAMPTrainer, CheckedTrainer
 from d2kd.engine.sanity import NonFiniteLossError, explain_nonfinite, read_replay
 
 pytestmark = pytest.mark.usefixtures("train_set")
@@ -111,21 +115,67 @@ def test_other_errors_and_finite_steps_pass(teacher_files, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_process_other_than_the_first_looks_at_its_own_losses(
-    teacher_files, tmp_path, monkeypatch
+@pytest.fixture
+def second_process(monkeypatch):
+    """This process is the second one of two, without the first."""
+    monkeypatch.setattr(comm, "get_rank", lambda: 1)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "gather", lambda data: [])
+
+
+def _events(distiller, trainer_class, monkeypatch, *args):
+    """A trainer of one batch after another, and a list of its reads of values and its steps."""
+    events = []
+
+    class Optimizer(torch.optim.SGD):
+        def step(self, *args):
+            events.append("step")
+            return super().step(*args)
+
+    read = torch.Tensor.item
+    monkeypatch.setattr(torch.Tensor, "item", lambda x: (events.append("read"), read(x))[1])
+    optimizer = Optimizer([p for p in distiller.parameters() if p.requires_grad], lr=0.0)
+    return trainer_class(distiller, [make_batch()] * 9, optimizer, *args), events
+
+
+@pytest.mark.parametrize("trainer_class, args", [(CheckedTrainer, ()), (AccumulatingTrainer, (2,))])
+def test_a_process_other_than_the_first_stops_before_its_step(
+    teacher_files, tmp_path, monkeypatch, second_process, trainer_class, args
 ):
-    monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda: 1)
-    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
     distiller = build_distiller(distill_cfg(teacher_files))
-    for bad in (False, True):
-        if bad:
-            distiller.distill_losses["feature"].adapters["p2"].bias.data.fill_(float("inf"))
-        try:
-            with explain_nonfinite(distiller, 7, str(tmp_path)), EventStorage():
-                distiller(make_batch())
-            assert not bad
-        except NonFiniteLossError as error:
-            assert bad and "nonfinite_0000007_rank1.pth" in str(error)
+    trainer, events = _events(distiller, trainer_class, monkeypatch, *args)
+
+    def run_step():
+        recent = getattr(trainer, "recent", ())
+        with explain_nonfinite(distiller, 7, str(tmp_path), recent), EventStorage():
+            trainer.run_step()
+
+    run_step()
+    # After it, a read would wait for the optimizer's kernels.
+    assert events.index("step") == len(events) - 1
+    distiller.distill_losses["feature"].adapters["p2"].bias.data.fill_(float("inf"))
+    with pytest.raises(NonFiniteLossError, match="nonfinite_0000007_rank1.pth"):
+        run_step()
+    assert events.count("step") == 1
+
+
+def test_a_process_other_than_the_first_reads_its_losses_once_more_in_one(
+    teacher_files, monkeypatch, second_process
+):
+    distiller = build_distiller(distill_cfg(teacher_files))
+    counts = []
+    for trainer_class in (SimpleTrainer, CheckedTrainer):
+        with monkeypatch.context() as counted, EventStorage():
+            trainer, events = _events(distiller, trainer_class, counted)
+            torch.manual_seed(1)
+            trainer.run_step()
+        counts.append(events.count("read"))
+    assert counts[1] == counts[0] + 1
+
+
+def test_the_checked_step_is_the_stock_one():
+    assert CheckedTrainer.run_step is SimpleTrainer.run_step
+    assert CheckedAMPTrainer.run_step is AMPTrainer.run_step
 
 
 def test_levels_are_kept_for_masked_class_losses(teacher_files):
