@@ -134,8 +134,7 @@ def _distill_choices() -> Dict[str, Sequence[str]]:
 
 
 def check_config(cfg: CfgNode) -> None:
-    """
-    Check every number's range and every name's being known; all that is wrong is listed at once.
+    """Check every number's range and every name's being known; all that is wrong is listed at once.
 
     Raises:
         ConfigError: names each key, its value, and what it may be.
@@ -190,7 +189,7 @@ def _unknown_groups(cfg: CfgNode) -> Problems:
 
 
 def describe_warmup(cfg: CfgNode) -> str:
-    """What is odd about SOLVER.WARMUP_ITERS, or "": a short trial of a long schedule may mean it."""
+    """What is odd about SOLVER.WARMUP_ITERS, or "": short trials of a schedule may mean it."""
     warmup, last = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
     if warmup < last:
         return ""

@@ -1,4 +1,4 @@
-"""Reading configs so that whatever is wrong is named: the file, the key, and what was likely meant."""
+"""Reading configs so that what is wrong is named: the file, the key, and what was likely meant."""
 
 import os
 from typing import Iterator, List, Sequence
@@ -15,8 +15,7 @@ __all__ = ["ConfigError", "all_keys", "load_config", "merge_file", "merge_option
 
 
 def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
-    """
-    The config of a training: a yaml over the defaults, options over it, every value in its range.
+    """The config of a training: a yaml over the defaults, options over it, all in range.
 
     Args:
         path: of the yaml.

@@ -28,8 +28,7 @@ def num_classes(cfg: CfgNode) -> Optional[int]:
 
 
 def check_num_classes(cfg: CfgNode) -> None:
-    """
-    Compare the detector's number of classes with every data set of DATASETS.TRAIN and TEST.
+    """Compare the detector's number of classes with every data set of DATASETS.TRAIN and TEST.
 
     Raises:
         DatasetError: they differ; the message says which key to set to what.

@@ -51,8 +51,7 @@ def diagnose(
     target: float = 0.5,
     say: Optional[Say] = None,
 ) -> List[Finding]:
-    """
-    Examine a set-up; nothing is written.
+    """Examine a set-up; nothing is written.
 
     Args:
         config_file, options: as given to train_net.py.

@@ -57,8 +57,7 @@ class Trial:
 
 
 def run_steps(cfg: CfgNode, model: nn.Module, pace: Pace) -> Trial:
-    """
-    Forward, backward and an optimizer step at learning rate 0, a few times.
+    """Forward, backward and an optimizer step at learning rate 0, a few times.
 
     The first step warms up: its times are kept only if no other is made. A loss that is not finite
     ends the trial: its gradients would spoil the weights even so. Each batch is also given to the

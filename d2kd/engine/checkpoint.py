@@ -21,8 +21,7 @@ class CheckpointWriteError(OSError):
 
 @contextmanager
 def write_whole(path: str, mode: str) -> Iterator[IO]:
-    """
-    Open a local file that takes its name only when it is complete and on the disk.
+    """Open a local file that takes its name only when it is complete and on the disk.
 
     Written beside its place, flushed to the disk, renamed: who reads ``path`` finds the old file
     or the new one, also after a kill or a power cut. What a failure leaves is removed.
@@ -67,8 +66,7 @@ class WholeFiles:
 
     @contextmanager
     def open(self, path: str, mode: str = "r", **kwargs) -> Iterator[IO]:
-        """
-        As PathManager.open.
+        """As PathManager.open.
 
         Raises:
             CheckpointWriteError: no space, no permission; says what to do.

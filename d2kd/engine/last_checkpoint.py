@@ -31,8 +31,7 @@ class LastCheckpoint(NamedTuple):
 
 
 def find_last(folder: str) -> Optional[LastCheckpoint]:
-    """
-    The checkpoint that ``last_checkpoint`` names, or None; to be called by all processes at once.
+    """What ``last_checkpoint`` names, or None; to be called by all processes at once.
 
     Args:
         folder: OUTPUT_DIR, of which each machine may have its own.

@@ -31,8 +31,7 @@ def add_launch_options(parser: ArgumentParser) -> None:
 
 
 def launch(main: Callable, args: Namespace, cfg: CfgNode, arguments: Sequence[Any] = ()) -> None:
-    """
-    Call ``main(*arguments)`` in every process that the command line asks for, or just call it.
+    """Call ``main(*arguments)`` in every process that the command line asks for, or just call it.
 
     Detectron2 0.6's ``launch`` does this for GPUs alone.
 
@@ -67,8 +66,7 @@ def _run(local_rank: int, group: Group, main: Callable, *arguments: Any) -> None
 
 
 def plan_group(args: Namespace, device: str) -> Group:
-    """
-    Which processes there shall be; see ``launch``.
+    """Which processes there shall be; see ``launch``.
 
     Raises:
         LaunchError: names the option or key to change.
@@ -161,8 +159,7 @@ def _free_port() -> int:
 
 
 def check_images(images: int, processes: int) -> None:
-    """
-    Every process takes the same number of images.
+    """Every process takes the same number of images.
 
     Args:
         images: SOLVER.IMS_PER_BATCH, of all processes together.

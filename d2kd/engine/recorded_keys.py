@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class RecordedKeys:
-    """A checkpointable of a config's values that warns, once, where they are resumed with others."""
+    """A checkpointable of a config's values that warns, once, if resumed with others."""
 
     def __init__(self, cfg: CfgNode):
         self._values = {key: _plain(get_value(cfg, key)) for key in _recorded(cfg)}

@@ -220,8 +220,7 @@ class AfterEvaluation(_Due):
 
 
 def add_resume_hooks(hooks: List[HookBase], cfg: CfgNode, streams: Streams) -> None:
-    """
-    Insert the hooks of exact resuming into Detectron2's.
+    """Insert the hooks of exact resuming into Detectron2's.
 
     Args:
         hooks: changed in place; of the main process or another, which has no checkpointer.

@@ -17,8 +17,7 @@ def check_fits(
     optimizer: torch.optim.Optimizer,
     keys: Dict[str, Any],
 ) -> None:
-    """
-    Refuse what would otherwise fail in PyTorch's words, or at the first step.
+    """Refuse what would otherwise fail in PyTorch's words, or at the first step.
 
     Args:
         content: of the checkpoint.

@@ -135,8 +135,7 @@ def _plain(sample: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def read_replay(path: str) -> Dict[str, Any]:
-    """
-    Read what a run with a loss that is not finite left behind.
+    """Read what a run with a loss that is not finite left behind.
 
     Args:
         path: of ``nonfinite_<iteration>.pth``.

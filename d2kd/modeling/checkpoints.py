@@ -49,7 +49,7 @@ class UnreachableError(FileNotFoundError):
 
 
 class Loaded(NamedTuple):
-    """Names of a model's tensors by what a checkpoint had for them; ``unexpected`` are the file's."""
+    """A model's tensors by what a checkpoint had for them; ``unexpected`` are the file's own."""
 
     matched: List[str]
     missing: List[str]

@@ -18,7 +18,7 @@ from .teacher import FrozenTeacher
 
 __all__ = ["LOSS_PREFIX", "Distiller", "LossHook"]
 
-# Before a distillation loss's name among what ``forward`` returns; "loss" is what the console prints.
+# Before a distillation loss's name in what ``forward`` returns; the console prints "loss" ones.
 LOSS_PREFIX = "loss_distill_"
 # Called with (loss module, step); returns {LOSS_PREFIX + name: scaled loss}.
 LossHook = Callable[[nn.Module, DistillStep], Dict[str, Tensor]]

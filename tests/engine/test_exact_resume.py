@@ -1,4 +1,4 @@
-"""A run that is resumed from any of its checkpoints ends bit-equal to the run that never stopped."""
+"""A run resumed from any of its checkpoints ends bit-equal to the run that never stopped."""
 
 import multiprocessing
 import shutil

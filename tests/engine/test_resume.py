@@ -1,4 +1,4 @@
-"""Resuming continues student, adapters, optimizer, schedule and iteration, under the same teacher."""
+"""Resuming continues student, adapters, optimizer, schedule, iteration, under the same teacher."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A loss that is not finite stops the run, named, with the batch on disk; clipping holds adapters."""
+"""A loss that is not finite stops the run, named, its batch on disk; clipping holds adapters."""
 
 from pathlib import Path
 
