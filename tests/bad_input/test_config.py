@@ -227,8 +227,8 @@ def test_parameters_of_a_mask_or_distance_that_is_not_there(tmp_path, group, wor
 
 
 def test_parameters_of_a_distance_of_ones_own(tmp_path, monkeypatch):
-    (tmp_path / "mine.yaml").write_text("DISTILL: {DISTANCES: {HUBER: {DELTA: 1.5}}}")
-    with pytest.raises(ConfigError, match="DISTANCES.HUBER"):
+    (tmp_path / "mine.yaml").write_text("DISTILL: {DISTANCES: {MINE: {DELTA: 1.5}}}")
+    with pytest.raises(ConfigError, match="DISTANCES.MINE"):
         load_config(str(tmp_path / "mine.yaml"))
-    monkeypatch.setitem(DISTANCE_REGISTRY._obj_map, "huber", lambda student, teacher: None)
-    assert load_config(str(tmp_path / "mine.yaml")).DISTILL.DISTANCES.HUBER.DELTA == 1.5
+    monkeypatch.setitem(DISTANCE_REGISTRY._obj_map, "mine", lambda student, teacher: None)
+    assert load_config(str(tmp_path / "mine.yaml")).DISTILL.DISTANCES.MINE.DELTA == 1.5
