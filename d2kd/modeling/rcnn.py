@@ -50,17 +50,18 @@ def observe_rcnn(
     proposals, head_losses = student.roi_heads(images, features, proposals, gt_instances)
 
     positives = [_positives(p, student.roi_heads.num_classes) for p in proposals]
-    theirs = _run_teacher_box_head(teacher, teacher_features, positives, want)
+    labels = torch.cat([p.gt_classes for p in positives])
+    theirs = _run_teacher_box_head(teacher, teacher_features, positives, labels, want)
     gt_boxes, gt_image = cat_ground_truth(gt_instances)
     step = DistillStep(
-        student=DetectorOutputs(features, dense_logits, *_predictions(positives)),
+        student=DetectorOutputs(features, dense_logits, *_predictions(positives, labels)),
         teacher=DetectorOutputs(teacher_features, teacher_dense, *theirs),
         num_images=len(batch),
         strides={name: spec.stride for name, spec in student.backbone.output_shape().items()},
         gt_boxes=gt_boxes,
         gt_image=gt_image,
         regions=Boxes.cat([p.proposal_boxes for p in positives]).tensor,
-        labels=_labels(positives),
+        labels=labels,
         region_gt_boxes=Boxes.cat([_matched_boxes(p) for p in positives]).tensor,
         activation="softmax",
         box_coder=box_coder_of(student.roi_heads.box_predictor),
@@ -132,15 +133,10 @@ def _matched_boxes(positives: Instances) -> Boxes:
     return positives.gt_boxes if positives.has("gt_boxes") else positives.proposal_boxes
 
 
-def _labels(positives: List[Instances]) -> Tensor:
-    """(R,) ground-truth classes."""
-    return torch.cat([p.gt_classes for p in positives])
-
-
-def _predictions(positives: List[Instances]) -> Tuple[Tensor, Tensor]:
+def _predictions(positives: List[Instances], labels: Tensor) -> Tuple[Tensor, Tensor]:
     """The student's logits (R, K + 1) and class-selected deltas (R, 4)."""
     deltas = torch.cat([p.pred_deltas for p in positives])
-    return torch.cat([p.pred_logits for p in positives]), _of_class(deltas, _labels(positives))
+    return torch.cat([p.pred_logits for p in positives]), _of_class(deltas, labels)
 
 
 @torch.no_grad()
@@ -148,6 +144,7 @@ def _run_teacher_box_head(
     teacher: FrozenTeacher,
     features: Dict[str, Tensor],
     positives: List[Instances],
+    labels: Tensor,
     want: Wanted,
 ) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """The teacher's logits (R, K + 1) and class-selected deltas (R, 4) on the student's regions."""
@@ -158,7 +155,7 @@ def _run_teacher_box_head(
     # Not in half precision, in which the pooler would round the regions' corners as well.
     pooled = heads.box_pooler([features[f] for f in heads.box_in_features], regions)
     logits, deltas = teacher.call(lambda x: heads.box_predictor(heads.box_head(x)), pooled)
-    return logits, _of_class(deltas, _labels(positives))
+    return logits, _of_class(deltas, labels)
 
 
 def _of_class(deltas: Tensor, labels: Tensor) -> Tensor:
