@@ -9,7 +9,6 @@ As Detectron2's own training script; DISTILL.* in the config says who teaches an
 
 import os
 from collections import OrderedDict
-from typing import Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -19,14 +18,14 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from d2kd import DistillTrainer
-from d2kd.config_io import load_config
+from d2kd.checkpoint.last_checkpoint import find_last
+from d2kd.checkpoint.output_dir import prepare_output
+from d2kd.checkpoint.weights import find_weights, load_completely
+from d2kd.config.load import load_config
 from d2kd.data import check_num_classes, register_custom_datasets
+from d2kd.engine.distributed.launch import add_launch_options, launch
 from d2kd.engine.interrupt import interruptible
-from d2kd.engine.last_checkpoint import find_last
-from d2kd.engine.launch import add_launch_options, launch
-from d2kd.engine.output import prepare_output
 from d2kd.modeling.build import build_teacher, read_teacher_config
-from d2kd.modeling.checkpoints import find_weights, load_completely
 
 
 def setup(args) -> CfgNode:
@@ -51,7 +50,7 @@ def eval_student(cfg: CfgNode, resume: bool) -> OrderedDict:
     return DistillTrainer.test(plain, model)
 
 
-def find_student(cfg: CfgNode, resume: bool) -> Tuple[str, str]:
+def find_student(cfg: CfgNode, resume: bool) -> tuple[str, str]:
     """The trained student's address as configured, and its local file."""
     if resume:
         last = find_last(cfg.OUTPUT_DIR)

@@ -4,7 +4,7 @@ Importing it registers d2kd's meta-architectures, observers and synthetic datase
 """
 
 from . import data, modeling  # noqa: F401  registration
-from .config import add_d2kd_config
+from .config.defaults import add_d2kd_config
 from .engine import DistillTrainer, build_distill_hooks
 
 __all__ = ["DistillTrainer", "add_d2kd_config", "build_distill_hooks"]

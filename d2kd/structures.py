@@ -7,15 +7,34 @@ Shape shorthand in this file:
     A: anchors per location; E: bins per box edge
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, Optional, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .losses.masks import MaskInput
+__all__ = ["BoxCoder", "DetectorOutputs", "DistillStep", "MaskInput"]
 
-__all__ = ["BoxCoder", "DetectorOutputs", "DistillStep"]
+
+class MaskInput(NamedTuple):
+    """What a mask of one level may look at.
+
+    Attributes:
+        size: N, H, W of the level.
+        stride: pixels of the padded image per cell of this level.
+        strides: those of all levels that the loss compares, ascending.
+        boxes: (B, 4) ground truth, xyxy in pixels of the padded image.
+        image_index: (B,) int64, the image of each box.
+        teacher_logits: (N, A * K, H, W) of this level, detached; None if nobody requires them.
+    """
+
+    size: tuple[int, int, int]
+    stride: int
+    strides: tuple[int, ...]
+    boxes: Tensor
+    image_index: Tensor
+    teacher_logits: Tensor | None
 
 
 class BoxCoder(Protocol):
@@ -41,11 +60,11 @@ class DetectorOutputs:
         box_bins: (R, 4, E) logits of the box-edge distributions (GFL only).
     """
 
-    features: Dict[str, Tensor] = field(default_factory=dict)
-    dense_logits: Dict[str, Tensor] = field(default_factory=dict)
-    logits: Optional[Tensor] = None
-    deltas: Optional[Tensor] = None
-    box_bins: Optional[Tensor] = None
+    features: dict[str, Tensor] = field(default_factory=dict)
+    dense_logits: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+    deltas: Tensor | None = None
+    box_bins: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,7 @@ class DistillStep:
     student: DetectorOutputs
     teacher: DetectorOutputs
     num_images: int
-    strides: Dict[str, int]
+    strides: dict[str, int]
     gt_boxes: Tensor
     gt_image: Tensor
     regions: Tensor

@@ -2,11 +2,14 @@
 
 import os
 import signal
+import sys
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from helpers import TRAIN_SET, register_train_set, write_teacher
+
+from tests.common import ROOT
+from tests.common.helpers import TRAIN_SET, register_train_set, write_teacher
 
 # One thread, also in processes that tests start: tiny networks are fastest so, and sums are always
 # taken in the same order.
@@ -32,3 +35,19 @@ def train_set(tmp_path_factory):
     register_train_set(tmp_path_factory.mktemp("images"))
     yield TRAIN_SET
     DatasetCatalog.remove(TRAIN_SET)
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory):
+    """The JSON of a real, tiny run with memory."""
+    from d2kd.benchmark import run as benchmark
+
+    path = tmp_path_factory.mktemp("benchmark") / "shapes" / "a.json"
+    config = str(ROOT / "configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml")
+    options = ["--size", "64", "64", "--batch", "1", "--steps", "2", "--warmup", "1"]
+    argv = ["benchmark.py", "--config-file", config, "--json", str(path), "--random-weights"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", [*argv, *options, "--threads", "1", "MODEL.DEVICE", "cpu"])
+        benchmark.main()
+    return path

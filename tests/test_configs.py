@@ -1,18 +1,17 @@
 """Every yaml says what it must and can be built; on the meta device, so without weights or time."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from d2kd.config import add_d2kd_config, plain_config
+from d2kd.config.defaults import add_d2kd_config, plain_config
 from d2kd.engine import build_schedule
 from d2kd.modeling import Distiller, build
+from tests.common import ROOT
 
-ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 LEAVES = [path for path in FILES if not path.name.startswith(("Base-", "Distill-"))]
 IDS = [str(path.relative_to(ROOT / "configs")) for path in LEAVES]

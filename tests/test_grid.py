@@ -5,14 +5,14 @@ from itertools import chain, combinations
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from helpers import build_pair, plain_cfg
-from modeling.tiny_dense import build_dense, dense_cfg, make_batch
 
-from d2kd.config import LOSS_NAMES
+from d2kd.config.defaults import LOSS_NAMES
 from d2kd.losses import DISTANCE_REGISTRY, MASK_REGISTRY
 from d2kd.modeling import Distiller, FrozenTeacher
 from d2kd.modeling.build_losses import build_distill_losses
-from d2kd.modeling.observe import get_observer
+from d2kd.modeling.paired_forward.registry import get_observer
+from tests.common.helpers import build_pair, plain_cfg
+from tests.common.tiny_dense import build_dense, dense_cfg, make_batch
 
 DETECTORS = ["GeneralizedRCNN", "RetinaNet", "FCOS", "GFL"]
 MASKS = [name for name, _ in MASK_REGISTRY]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import get_cfg
 
-from d2kd.config import add_d2kd_config
+from d2kd.config.defaults import add_d2kd_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -1,20 +1,20 @@
 """The README is true: its map names every file, and its recipe is followed to the letter."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import get_cfg
-from helpers import build_pair, plain_cfg
 
 from d2kd import add_d2kd_config
-from d2kd.losses import DISTANCE_REGISTRY, MASK_REGISTRY, MaskInput
+from d2kd.losses import DISTANCE_REGISTRY, MASK_REGISTRY
 from d2kd.modeling.build import read_teacher_config
 from d2kd.modeling.build_losses import build_distill_losses
-from d2kd.modeling.checks import check_pair
+from d2kd.modeling.compatibility import check_pair
+from d2kd.structures import MaskInput
+from tests.common import ROOT
+from tests.common.helpers import build_pair, plain_cfg
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 

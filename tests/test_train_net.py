@@ -3,17 +3,14 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import CfgNode
-from helpers import distill_cfg, plain_cfg, write_coco_set, write_teacher
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import train_net  # noqa: E402  it lies beside the package
+import train_net
+from tests.common import ROOT
+from tests.common.helpers import distill_cfg, plain_cfg, write_coco_set, write_teacher
 
 
 def _write_config(folder, *opts):

@@ -1,18 +1,11 @@
 """Data sets: the synthetic shapes, and what a config declares under DATASETS.CUSTOM."""
 
-from .classes import check_num_classes, num_classes, num_classes_key
-from .custom import register_custom_datasets
-from .errors import DatasetError, DatasetFileNotFoundError
-from .evaluation import VOCAP50Evaluator, build_evaluator
-from .mapper import BadImageError, build_mapper
-from .shapes import register_shapes
+from .datasets.declared import register_custom_datasets
+from .datasets.synthetic_shapes import register_shapes
+from .mapper import build_mapper
+from .num_classes import check_num_classes, num_classes, num_classes_key
 
 __all__ = [
-    "BadImageError",
-    "DatasetError",
-    "DatasetFileNotFoundError",
-    "VOCAP50Evaluator",
-    "build_evaluator",
     "build_mapper",
     "check_num_classes",
     "num_classes",

@@ -1,26 +1,22 @@
 """Detectron2's mapper, in which an image that cannot be read is named, and may be skipped."""
 
 import logging
-from typing import Any, Callable, Dict, Optional
+from collections.abc import Callable
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size, read_image
 
-from .errors import DatasetError
+from ..config.defaults import BAD_IMAGES
+from ..utils.errors import DatasetError
 
-__all__ = ["BAD_IMAGES", "BadImageError", "NamingMapper", "build_mapper"]
-
-BAD_IMAGES = ("stop", "skip")
+__all__ = ["NamingMapper", "build_mapper"]
 
 logger = logging.getLogger(__name__)
 
 
-class BadImageError(DatasetError):
-    """An image that training or evaluation came upon cannot be read."""
-
-
-def why_unreadable(record: Dict[str, Any], image_format: str) -> Optional[str]:
+def why_unreadable(record: dict[str, Any], image_format: str) -> str | None:
     """What is wrong with a record's image file; None if it can be read and has its stated size."""
     try:
         image = read_image(record["file_name"], format=image_format)
@@ -54,7 +50,7 @@ class NamingMapper:
         self.skip = on_bad_image == "skip"
         self.skipped = 0
 
-    def __call__(self, record: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
         try:
             return self.mapper(record)
         except Exception as error:
@@ -62,7 +58,7 @@ class NamingMapper:
             if reason is None:
                 raise
             if not self.skip:
-                raise BadImageError(
+                raise DatasetError(
                     f"Image {record['file_name']} cannot be read: {reason}. Repair or remove it, "
                     "or set DATALOADER.BAD_IMAGES to 'skip' to train without such images."
                 ) from error

@@ -2,7 +2,7 @@
 
 import enum
 import textwrap
-from typing import List, NamedTuple
+from typing import NamedTuple
 
 __all__ = ["Finding", "Status", "error", "ok", "render", "warning"]
 
@@ -47,7 +47,7 @@ def error(check: str, text: str, advice: str = "") -> Finding:
 def render(finding: Finding) -> str:
     """The lines of one row; the advice stands below the text, behind an arrow."""
     head = f"{finding.status.value:<8}{finding.check:<{CHECK_WIDTH}}"
-    lines: List[str] = []
+    lines: list[str] = []
     for text, mark in ((finding.text, ""), (finding.advice, "-> ")):
         for paragraph in text.splitlines():
             lines += textwrap.wrap(

@@ -2,8 +2,8 @@
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Callable, List, Optional, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -11,12 +11,13 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from ..modeling import Distiller
-from . import networks, training
-from .data import check_data
+from . import model_checks as networks
+from . import step_checks as training
+from .config_checks import check_device, check_output, read_config
+from .data_checks import check_data
 from .finding import Finding, Status, error
-from .pace import Pace
-from .setup import check_device, check_output, read_config
-from .steps import Trial, run_steps
+from .step_budget import Pace
+from .trial_steps import Trial, run_steps
 
 __all__ = ["diagnose"]
 
@@ -29,8 +30,8 @@ Say = Callable[[Finding], None]
 class _Notes:
     """The findings so far."""
 
-    def __init__(self, say: Optional[Say]):
-        self.findings: List[Finding] = []
+    def __init__(self, say: Say | None):
+        self.findings: list[Finding] = []
         self.say = say
 
     def add(self, *findings: Finding) -> bool:
@@ -46,11 +47,11 @@ def diagnose(
     config_file: str,
     options: Sequence[str] = (),
     *,
-    batches: Optional[int] = None,
-    images: Optional[int] = None,
+    batches: int | None = None,
+    images: int | None = None,
     target: float = 0.5,
-    say: Optional[Say] = None,
-) -> List[Finding]:
+    say: Say | None = None,
+) -> list[Finding]:
     """Examine a set-up; nothing is written.
 
     Args:
@@ -99,7 +100,7 @@ def _try_steps(
     cfg: CfgNode,
     model: nn.Module,
     pace: Pace,
-    report_ratios: Callable[[Trial], List[Finding]],
+    report_ratios: Callable[[Trial], list[Finding]],
     notes: _Notes,
 ) -> None:
     teacher = model.teacher.model if isinstance(model, Distiller) else None

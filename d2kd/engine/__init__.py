@@ -1,7 +1,7 @@
 """Floor 5: schedules, hooks and the trainer."""
 
 from .hooks import DistillLossHook, LossRatioHook, build_distill_hooks
-from .schedule import build_schedule
+from .loss_schedule import build_schedule
 from .trainer import DistillTrainer
 
 __all__ = [

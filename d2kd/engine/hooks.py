@@ -1,7 +1,6 @@
 """The hooks that compute distillation losses, and the one that says how large they are."""
 
 from itertools import takewhile
-from typing import Dict, List
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
@@ -12,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..modeling import LOSS_PREFIX
 from ..structures import DistillStep
-from .schedule import build_schedule
+from .loss_schedule import build_schedule
 
 __all__ = ["DistillLossHook", "LossRatioHook", "build_distill_hooks", "unwrap"]
 
@@ -53,7 +52,7 @@ class DistillLossHook(HookBase):
     def after_train(self) -> None:
         unwrap(self.trainer.model).unregister_loss_hook(self.name)
 
-    def __call__(self, loss_module: nn.Module, step: DistillStep) -> Dict[str, Tensor]:
+    def __call__(self, loss_module: nn.Module, step: DistillStep) -> dict[str, Tensor]:
         """Also at factor 0: DDP needs every adapter in the graph of every step."""
         factor = self.schedule(self.trainer.iter / self.trainer.max_iter)
         self._log(factor)
@@ -70,7 +69,7 @@ class LossRatioHook(HookBase):
     Detectron2's console prints only such keys.
     """
 
-    def __init__(self, names: List[str], period: int = 20):
+    def __init__(self, names: list[str], period: int = 20):
         self.names = names
         self.period = period
 
@@ -92,7 +91,7 @@ class LossRatioHook(HookBase):
                 storage.put_scalar(f"loss_ratio/{name}", value / detection, smoothing_hint=False)
 
 
-def build_distill_hooks(cfg: CfgNode) -> List[HookBase]:
+def build_distill_hooks(cfg: CfgNode) -> list[HookBase]:
     """The hooks of every enabled loss, for ``trainer.register_hooks`` of any trainer."""
     schedule = build_schedule(cfg)
     names = list(cfg.DISTILL.LOSSES)

@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Callable, Iterator, Optional
 
 import torch
 import torch.distributed as dist
@@ -89,7 +89,7 @@ class StopOnInterrupt(HookBase):
             before_save: called by all processes; only the main one then writes a checkpoint.
         """
         self.before_save = before_save
-        self._question: Optional[Question] = None
+        self._question: Question | None = None
 
     def before_train(self) -> None:
         if comm.get_world_size() > 1:
@@ -131,7 +131,7 @@ class Question:
         # Of its own, on the host, so that its messages meet no others.
         self._group = dist.new_group(backend="gloo")
         self._answer = torch.zeros(1)
-        self._asked: Optional[dist.Work] = None
+        self._asked: dist.Work | None = None
 
     def exchange(self, yes: bool) -> bool:
         """Ask all processes; returns whether any said yes the last time, for all the same."""

@@ -16,25 +16,36 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..config import OPTIMIZERS, plain_config
-from ..config_checks import describe_warmup
-from ..data import build_evaluator, build_mapper
-from ..data.loader import build_train_loader
+from ..checkpoint.atomic_write import WholeFiles, remove_unfinished
+from ..checkpoint.fingerprint import RecordedKeys
+from ..checkpoint.init_from_teacher import inherit
+from ..checkpoint.last_checkpoint import find_last
+from ..checkpoint.output_dir import warn_if_used
+from ..checkpoint.run_state import (
+    RunCheckpointer,
+    Streams,
+    TeacherIdentity,
+    add_resume_hooks,
+    get_loaders,
+)
+from ..checkpoint.weights import find_weights
+from ..config.defaults import OPTIMIZERS, plain_config
+from ..config.validation import describe_warmup
+from ..data import build_mapper
+from ..data.resumable_loader import build_train_loader
+from ..evaluation import build_evaluator
 from ..modeling.build import build_teacher, read_teacher_config
-from ..modeling.checkpoints import find_weights
-from ..modeling.inherit import inherit
-from .accumulate import AccumulatingAMPTrainer, AccumulatingTrainer
-from .allocator import keep_freed_memory
-from .checked import CheckedAMPTrainer, CheckedTrainer
-from .checkpoint import WholeFiles, remove_unfinished
-from .group import data_parallel
+from ..utils.malloc import keep_freed_memory
+from .distributed.process_group import data_parallel
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
-from .last_checkpoint import find_last
-from .output import warn_if_used
-from .recorded_keys import RecordedKeys
-from .resume import RunCheckpointer, Streams, TeacherIdentity, add_resume_hooks, get_loaders
-from .sanity import explain_nonfinite
+from .nonfinite import explain_nonfinite
+from .train_loop import (
+    AccumulatingAMPTrainer,
+    AccumulatingTrainer,
+    CheckedAMPTrainer,
+    CheckedTrainer,
+)
 
 __all__ = ["DistillTrainer"]
 

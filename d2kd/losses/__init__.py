@@ -5,24 +5,11 @@ Only the maths (masks and distances) is exported here. The loss modules read
 :mod:`.feature`, :mod:`.classification` and :mod:`.regression`.
 """
 
-from .distances import (
-    DISTANCE_REGISTRY,
-    absolute,
-    channel_kl,
-    pearson,
-    register_distance,
-    squared,
-)
-from .masks import (
-    MASK_REGISTRY,
-    MaskInput,
-    gaussian,
-    register_mask,
-    richness,
-    uniform,
-)
-from .reduce import masked_means
-from .ssim import ssim
+from ..structures import MaskInput
+from .distances import DISTANCE_REGISTRY, absolute, channel_kl, pearson, register_distance, squared
+from .masks import MASK_REGISTRY, gaussian, register_mask, richness, uniform
+from .normalizer import masked_means
+from .ssim.distance import ssim
 
 __all__ = [
     "DISTANCE_REGISTRY",

@@ -5,15 +5,15 @@ Shape shorthand in this file:
     K: foreground classes; A: anchors per location; H, W: height and width of a level
 """
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..structures import DistillStep
-from .common import bind, check_same_size, full_precision, no_autocast
+from .helpers import bind, check_same_size, full_precision, no_autocast
 from .masks import MASK_REGISTRY
-from .reduce import masked_means, normalizer
+from .normalizer import masked_means, normalizer
 
 __all__ = ["DISTANCES", "ClassificationLoss", "binary_soft_loss", "categorical_soft_loss"]
 
@@ -75,7 +75,7 @@ class ClassificationLoss(nn.Module):
         where: str,
         distance: str,
         temperature: float,
-        mask_args: Optional[Dict[str, Any]] = None,
+        mask_args: dict[str, Any] | None = None,
         reduce: bool = False,
     ):
         """
@@ -100,7 +100,7 @@ class ClassificationLoss(nn.Module):
         self.reduce = reduce
         self.mask = None
         # Of the latest step, detached, for messages: which level a bad loss comes from.
-        self.by_level: Dict[str, Tensor] = {}
+        self.by_level: dict[str, Tensor] = {}
         self.requires = frozenset({"logits"})
         if where != "positives":
             mask_function = MASK_REGISTRY.get(where)
@@ -136,7 +136,7 @@ class ClassificationLoss(nn.Module):
             count = losses.new_full((), len(student))
             return losses.sum() / normalizer(count, 1, self.reduce)
 
-    def _level(self, level: str, step: DistillStep) -> Tuple[Tensor, Tensor]:
+    def _level(self, level: str, step: DistillStep) -> tuple[Tensor, Tensor]:
         """Cost and mask of one level's locations, (N, H, W) each."""
         student, teacher = step.student.dense_logits[level], step.teacher.dense_logits[level]
         check_same_size(student, teacher, level, slice(None))

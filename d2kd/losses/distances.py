@@ -8,7 +8,7 @@ Shape shorthand in this file:
     N: images in the batch; C, H, W: channels, height and width of a feature level
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from fvcore.common.registry import Registry

@@ -4,15 +4,15 @@ Shape shorthand in this file:
     N: images in the batch; C, H, W: channels, height and width of a feature level
 """
 
-from typing import Any, Dict, Tuple
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..structures import DistillStep
-from .common import bind, check_same_size, full_precision, no_autocast
 from .distances import DISTANCE_REGISTRY
+from .helpers import bind, check_same_size, full_precision, no_autocast
 from .masks import MASK_REGISTRY
-from .reduce import masked_means
+from .normalizer import masked_means
 
 __all__ = ["CHANNELS", "FeatureLoss"]
 
@@ -33,9 +33,9 @@ class FeatureLoss(nn.Module):
         *,
         weight: float,
         mask: str,
-        mask_args: Dict[str, Any],
+        mask_args: dict[str, Any],
         distance: str,
-        distance_args: Dict[str, Any],
+        distance_args: dict[str, Any],
         channels: str,
         adapters: nn.ModuleDict,
         reduce: bool = False,
@@ -69,7 +69,7 @@ class FeatureLoss(nn.Module):
         self.distance = bind(DISTANCE_REGISTRY.get(distance), distance_args)
         self.requires = frozenset({"features"}) | mask_function.requires
         # Of the latest step, detached, for messages: which level a bad loss comes from.
-        self.by_level: Dict[str, Tensor] = {}
+        self.by_level: dict[str, Tensor] = {}
 
     def forward(self, step: DistillStep) -> Tensor:
         """The weighted loss of one batch, a float32 scalar attached to features and adapters.
@@ -84,7 +84,7 @@ class FeatureLoss(nn.Module):
         self.by_level = {level: loss.detach() for level, loss in losses.items()}
         return self.weight * sum(losses.values())
 
-    def _level(self, level: str, step: DistillStep) -> Tuple[Tensor, Tensor]:
+    def _level(self, level: str, step: DistillStep) -> tuple[Tensor, Tensor]:
         """Cost and mask of one level, (N, H, W) each."""
         # The adapter is a layer of the network, which autocast may cast; what follows is a loss.
         student = self.adapters[level](step.student.features[level])

@@ -8,18 +8,18 @@ Shape shorthand in this file:
     K: foreground classes; A: anchors per location; H, W: height and width of the level
 """
 
-from typing import Callable, FrozenSet, NamedTuple, Optional, Tuple
+from collections.abc import Callable
 
 import torch
 from fvcore.common.registry import Registry
 from torch import Tensor
 
-from .common import full_precision
+from ..structures import MaskInput
+from .helpers import full_precision
 
 __all__ = [
     "BOX_LEVELS",
     "MASK_REGISTRY",
-    "MaskInput",
     "gaussian",
     "register_mask",
     "richness",
@@ -36,28 +36,8 @@ student and teacher are compared. Fill it with :func:`register_mask`.
 """
 
 
-class MaskInput(NamedTuple):
-    """What a mask of one level may look at.
-
-    Attributes:
-        size: N, H, W of the level.
-        stride: pixels of the padded image per cell of this level.
-        strides: those of all levels that the loss compares, ascending.
-        boxes: (B, 4) ground truth, xyxy in pixels of the padded image.
-        image_index: (B,) int64, the image of each box.
-        teacher_logits: (N, A * K, H, W) of this level, detached; None if nobody requires them.
-    """
-
-    size: Tuple[int, int, int]
-    stride: int
-    strides: Tuple[int, ...]
-    boxes: Tensor
-    image_index: Tensor
-    teacher_logits: Optional[Tensor]
-
-
 def register_mask(
-    *, requires: FrozenSet[str] = frozenset(), min_total: float = 1.0
+    *, requires: frozenset[str] = frozenset(), min_total: float = 1.0
 ) -> Callable[[Callable], Callable]:
     """Registers a mask under its function's name.
 
@@ -131,7 +111,7 @@ def _gaussian_1d(edges: Tensor, length: int, sigma2: float) -> Tensor:
     return torch.exp(-((offset / half) ** 2) / sigma2) * inside
 
 
-def _own_stride(boxes: Tensor, strides: Tuple[int, ...]) -> Tensor:
+def _own_stride(boxes: Tensor, strides: tuple[int, ...]) -> Tensor:
     """Stride (B,) of the level each box belongs to by FPN's rule: 224 pixels on stride 16.
 
     FPN (Lin et al., arXiv 1612.03144, eq. 1), clamped to the strides there are.

@@ -11,8 +11,8 @@ from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor, nn
 
 from ..structures import DistillStep
-from .common import full_precision, no_autocast
-from .reduce import normalizer
+from .helpers import full_precision, no_autocast
+from .normalizer import normalizer
 
 __all__ = ["DISTANCES", "GATES", "RegressionLoss", "accepted_regions", "edge_distribution_kl"]
 

@@ -1,8 +1,9 @@
 """Floor 4: detectors, and how a student and its teacher are run side by side."""
 
-from . import dense, fcos, gfl, rcnn  # noqa: F401  registers meta-architectures and observers
 from .distiller import LOSS_PREFIX, Distiller
-from .observe import register_observer
+from .meta_arch import fcos, gfl  # noqa: F401  registers meta-architectures
+from .paired_forward import dense, rcnn  # noqa: F401  registers the paired forwards
+from .paired_forward.registry import register_observer
 from .roi_heads import SharedProposalROIHeads
 from .teacher import FrozenTeacher
 

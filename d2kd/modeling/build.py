@@ -8,10 +8,10 @@ from detectron2.model_zoo import get_checkpoint_url, get_config_file
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..config import add_d2kd_config
-from ..config_io import merge_file
-from .checkpoints import find_weights, load_completely
-from .checks import check_two_stage
+from ..checkpoint.weights import find_weights, load_completely
+from ..config.defaults import add_d2kd_config
+from ..config.load import merge_file
+from .compatibility import check_two_stage
 from .teacher import FrozenTeacher
 
 __all__ = ["build_student", "build_teacher", "read_teacher_config"]

@@ -1,21 +1,21 @@
 """From the DISTILL.* keys to loss modules: the only place where a loss meets a config."""
 
-from typing import Callable, Dict
+from collections.abc import Callable
 
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..config import LOSS_NAMES
-from ..layers import build_adapters
+from ..config.defaults import LOSS_NAMES
+from ..losses.adapters import build_adapters
 from ..losses.classification import ClassificationLoss
 from ..losses.feature import FeatureLoss
 from ..losses.regression import RegressionLoss
-from .checks import check_dense_levels, check_levels
+from .compatibility import check_dense_levels, check_levels
 
 __all__ = ["build_distill_losses"]
 
 
-def _parameters(node: CfgNode, name: str) -> Dict[str, object]:
+def _parameters(node: CfgNode, name: str) -> dict[str, object]:
     """What the config says to a registered mask or distance: its node, with lower-case names."""
     return {key.lower(): value for key, value in node.get(name.upper(), {}).items()}
 
@@ -62,7 +62,7 @@ def _build_regression(cfg: CfgNode, student: nn.Module, teacher: nn.Module) -> n
     )
 
 
-_BUILDERS: Dict[str, Callable[[CfgNode, nn.Module, nn.Module], nn.Module]] = {
+_BUILDERS: dict[str, Callable[[CfgNode, nn.Module, nn.Module], nn.Module]] = {
     "feature": _build_feature,
     "cls": _build_classification,
     "reg": _build_regression,

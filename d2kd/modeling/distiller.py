@@ -1,19 +1,19 @@
 """The meta-architecture in which a frozen teacher and a trainable student live together."""
 
-from typing import Callable, Dict, List, Optional, Set
+from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from ..config import PROPOSALS
+from ..config.defaults import PROPOSALS
 from ..structures import DistillStep
 from .build import build_student, build_teacher, read_teacher_config
 from .build_losses import build_distill_losses
-from .checks import check_pair
-from .latest import LatestStep
-from .observe import Observer, Wanted, get_observer
+from .compatibility import check_pair
+from .paired_forward.registry import Observer, Wanted, get_observer
+from .step_record import LatestStep
 from .teacher import FrozenTeacher
 
 __all__ = ["LOSS_PREFIX", "Distiller", "LossHook"]
@@ -21,7 +21,7 @@ __all__ = ["LOSS_PREFIX", "Distiller", "LossHook"]
 # Before a distillation loss's name in what ``forward`` returns; the console prints "loss" ones.
 LOSS_PREFIX = "loss_distill_"
 # Called with (loss module, step); returns {LOSS_PREFIX + name: scaled loss}.
-LossHook = Callable[[nn.Module, DistillStep], Dict[str, Tensor]]
+LossHook = Callable[[nn.Module, DistillStep], dict[str, Tensor]]
 
 
 @META_ARCH_REGISTRY.register()
@@ -60,10 +60,10 @@ class Distiller(nn.Module):
         self.observe = observe
         requires = frozenset().union(*(loss.requires for loss in distill_losses.values()))
         self.want = Wanted(requires, proposals)
-        self._loss_hooks: Dict[str, LossHook] = {}
-        self._finished: Set[str] = set()
+        self._loss_hooks: dict[str, LossHook] = {}
+        self._finished: set[str] = set()
         teacher.share_images_with(student)
-        self.latest: Optional[LatestStep] = None
+        self.latest: LatestStep | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -111,7 +111,7 @@ class Distiller(nn.Module):
         """
         self._finished.add(name)
 
-    def forward(self, batch: List[dict]):
+    def forward(self, batch: list[dict]):
         """Losses in training (dict of scalars), the student's detections in eval mode."""
         if not self.training:
             return self.student(batch)
@@ -127,7 +127,7 @@ class Distiller(nn.Module):
         }
         return losses
 
-    def _forward_without_teacher(self, batch: List[dict]) -> Dict[str, Tensor]:
+    def _forward_without_teacher(self, batch: list[dict]) -> dict[str, Tensor]:
         """The same keys, and zeros that keep every adapter in the graph: DDP waits for them all."""
         losses = self.student(batch)
         zero = sum(losses.values()).detach() * 0

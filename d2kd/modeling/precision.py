@@ -1,6 +1,7 @@
 """In which precision a frozen detector computes, and that others see float32."""
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor

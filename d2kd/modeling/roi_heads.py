@@ -4,8 +4,6 @@ Shape shorthand in this file:
     R: sampled proposals of one image; K: foreground classes
 """
 
-from typing import Dict, List
-
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import Instances
 from torch import Tensor
@@ -22,7 +20,7 @@ class SharedProposalROIHeads(StandardROIHeads):
     attached to the graph.
     """
 
-    def _forward_box(self, features: Dict[str, Tensor], proposals: List[Instances]):
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]):
         if not self.training:
             return super()._forward_box(features, proposals)
         pooled = self.box_pooler(

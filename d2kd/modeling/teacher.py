@@ -5,7 +5,8 @@ Shape shorthand in this file:
 """
 
 import logging
-from typing import Any, Callable, Dict, List, Optional
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from detectron2.structures import ImageList
@@ -26,7 +27,7 @@ class FrozenTeacher(nn.Module):
         model: nn.Module,
         *,
         swap_channels: bool = False,
-        identity: Optional[Dict[str, str]] = None,
+        identity: dict[str, str] | None = None,
     ):
         """
         Args:
@@ -42,7 +43,7 @@ class FrozenTeacher(nn.Module):
         self._shares_images = False
         self._channels_last = False
         self._precision = "student"
-        self._compiled: Optional[Callable[[Tensor], Dict[str, Tensor]]] = None
+        self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
         self.train(False)
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
@@ -93,9 +94,7 @@ class FrozenTeacher(nn.Module):
         )
 
     @torch.no_grad()
-    def features(
-        self, batch: List[dict], prepared: Optional[ImageList] = None
-    ) -> Dict[str, Tensor]:
+    def features(self, batch: list[dict], prepared: ImageList | None = None) -> dict[str, Tensor]:
         """Backbone features of a batch, prepared by the teacher's own statistics and padding.
 
         Args:

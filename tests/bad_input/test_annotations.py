@@ -5,9 +5,10 @@ import sys
 
 import pytest
 from detectron2.data import DatasetCatalog
-from toy_sets import coco_content, make_cfg, write_coco, write_image
 
-from d2kd.data import DatasetError, register_custom_datasets
+from d2kd.data import register_custom_datasets
+from d2kd.utils.errors import DatasetError
+from tests.common.toy_sets import coco_content, make_cfg, write_coco, write_image
 
 
 def load(declaration):

@@ -4,14 +4,16 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.solver import build_lr_scheduler
-from helpers import distill_cfg, plain_cfg
 
-from d2kd.config import add_d2kd_config, get_value
-from d2kd.config_checks import check_config
-from d2kd.config_io import ConfigError, load_config, merge_file, merge_options
+from d2kd.config import get_value
+from d2kd.config.defaults import add_d2kd_config
+from d2kd.config.load import load_config, merge_file, merge_options
+from d2kd.config.validation import check_config
 from d2kd.engine import DistillTrainer
 from d2kd.losses import DISTANCE_REGISTRY
 from d2kd.modeling.build import read_teacher_config
+from d2kd.utils.errors import ConfigError
+from tests.common.helpers import distill_cfg, plain_cfg
 
 
 def _cfg():

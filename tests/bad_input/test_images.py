@@ -5,12 +5,14 @@ import logging
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
-from helpers import plain_cfg
 from PIL import Image
-from toy_sets import make_cfg, write_xml
 
-from d2kd.data import BadImageError, DatasetError, build_mapper, images, register_custom_datasets
+from d2kd.data import build_mapper, register_custom_datasets
+from d2kd.data.datasets import image_files as images
 from d2kd.engine import DistillTrainer
+from d2kd.utils.errors import DatasetError
+from tests.common.helpers import plain_cfg
+from tests.common.toy_sets import make_cfg, write_xml
 
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
@@ -69,7 +71,7 @@ def test_without_resizing_nothing_vanishes(root, voc):
 
 
 def test_huge_images_are_warned_of(voc, caplog, monkeypatch):
-    monkeypatch.setattr("d2kd.data.records.HUGE", 3000)
+    monkeypatch.setattr("d2kd.data.datasets.dataset_dicts.HUGE", 3000)
     load(voc)
     assert "toy: 2 images have more than" in caplog.text and "scale them down" in caplog.text
 
@@ -96,7 +98,7 @@ def _truncate(path, keep=0.5):
 def test_an_image_truncated_behind_its_header_is_named_when_it_is_read(root, voc):
     _truncate(root / "toy/jpg/a.jpg")
     records = load(voc)
-    with pytest.raises(BadImageError, match="toy/jpg/a.jpg cannot be read: OSError.*truncated"):
+    with pytest.raises(DatasetError, match="toy/jpg/a.jpg cannot be read: OSError.*truncated"):
         build_mapper(plain_cfg(), True)(records[0])
     assert build_mapper(plain_cfg(), True)(records[1])["image"].shape[0] == 3
 
@@ -104,10 +106,10 @@ def test_an_image_truncated_behind_its_header_is_named_when_it_is_read(root, voc
 def test_an_image_replaced_since_the_start_is_named(root, voc):
     records = load(voc)
     Image.new("RGB", (32, 32)).save(root / "toy/jpg/a.jpg")
-    with pytest.raises(BadImageError, match="a.jpg cannot be read: Mismatched image shape"):
+    with pytest.raises(DatasetError, match="a.jpg cannot be read: Mismatched image shape"):
         build_mapper(plain_cfg(), True)(records[0])
     (root / "toy/jpg/b.jpg").unlink()
-    with pytest.raises(BadImageError, match="b.jpg cannot be read: FileNotFoundError"):
+    with pytest.raises(DatasetError, match="b.jpg cannot be read: FileNotFoundError"):
         build_mapper(plain_cfg(), True)(records[1])
 
 
@@ -116,7 +118,7 @@ def test_a_mapper_that_fails_otherwise_fails_as_it_does(voc):
     record["annotations"][0]["bbox_mode"] = "nonsense"
     with pytest.raises(Exception) as caught:
         build_mapper(plain_cfg(), True)(record)
-    assert not isinstance(caught.value, BadImageError)
+    assert not isinstance(caught.value, DatasetError)
 
 
 def test_skipped_with_a_count_in_training_never_in_evaluation(root, voc, caplog):
@@ -128,7 +130,7 @@ def test_skipped_with_a_count_in_training_never_in_evaluation(root, voc, caplog)
         assert mapper(record) is None and mapper(record) is None
     assert "a.jpg cannot be read and is skipped" in caplog.text
     assert "; 2 skipped by this data worker so far" in caplog.text
-    with pytest.raises(BadImageError):
+    with pytest.raises(DatasetError):
         build_mapper(cfg, False)(record)
 
 
@@ -139,7 +141,7 @@ def test_training_stops_or_goes_on_with_other_images(root, voc, workers):
     register_custom_datasets(make_cfg(train=["toy"], toy=voc))
     opts = ["DATASETS.TRAIN", ("toy",), "DATALOADER.NUM_WORKERS", workers]
     opts += ["SOLVER.IMS_PER_BATCH", 1]
-    with pytest.raises(BadImageError, match="toy/jpg/a.jpg cannot be read"):
+    with pytest.raises(DatasetError, match="toy/jpg/a.jpg cannot be read"):
         loader = iter(DistillTrainer.build_train_loader(plain_cfg(*opts)))
         [next(loader) for _ in range(4)]
     loader = DistillTrainer.build_train_loader(plain_cfg(*opts, "DATALOADER.BAD_IMAGES", "skip"))
@@ -152,5 +154,5 @@ def test_evaluation_names_the_image(root, voc):
     _truncate(root / "toy/jpg/b.jpg")
     register_custom_datasets(make_cfg(test=["toy"], toy=voc))
     cfg = plain_cfg("DATASETS.TEST", ("toy",), "DATALOADER.BAD_IMAGES", "skip")
-    with pytest.raises(BadImageError, match="toy/jpg/b.jpg cannot be read"):
+    with pytest.raises(DatasetError, match="toy/jpg/b.jpg cannot be read"):
         list(DistillTrainer.build_test_loader(cfg, "toy"))

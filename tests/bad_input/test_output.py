@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from d2kd.engine.output import OutputError, prepare_output
+from d2kd.checkpoint.output_dir import ConfigError, prepare_output
 
 
 def test_made_and_left_clean(tmp_path):
@@ -17,7 +17,7 @@ def test_made_and_left_clean(tmp_path):
 @pytest.mark.parametrize("name", ["file.txt", "file.txt/output", "/proc/d2kd"])
 def test_not_writable(tmp_path, name):
     (tmp_path / "file.txt").write_text("")
-    with pytest.raises(OutputError, match=f"OUTPUT_DIR .*{name} cannot be written.*Set it"):
+    with pytest.raises(ConfigError, match=f"OUTPUT_DIR .*{name} cannot be written.*Set it"):
         prepare_output(os.path.join(tmp_path, name))
 
 
@@ -26,8 +26,8 @@ def test_without_permission(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("d2kd.engine.output.tempfile.NamedTemporaryFile", refuse)
-    with pytest.raises(OutputError, match="cannot be written: .*Permission denied"):
+    monkeypatch.setattr("d2kd.checkpoint.output_dir.tempfile.NamedTemporaryFile", refuse)
+    with pytest.raises(ConfigError, match="cannot be written: .*Permission denied"):
         prepare_output(str(tmp_path))
 
 
@@ -36,6 +36,6 @@ def test_full_disk_is_noticed_and_nothing_stays(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match="No space left.*space for the checkpoints"):
+    with pytest.raises(ConfigError, match="No space left.*space for the checkpoints"):
         prepare_output(str(tmp_path / "out"))
     assert list((tmp_path / "out").iterdir()) == []

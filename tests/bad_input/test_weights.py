@@ -9,12 +9,12 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
-from helpers import LEVELS, distill_cfg, plain_cfg, write_teacher
 
+from d2kd.checkpoint.weights import UnreachableError, find_weights
 from d2kd.engine import DistillTrainer
 from d2kd.modeling import Distiller
 from d2kd.modeling.build import build_teacher, read_teacher_config
-from d2kd.modeling.checkpoints import UnreachableError, find_weights
+from tests.common.helpers import LEVELS, distill_cfg, plain_cfg, write_teacher
 
 
 class Evil:

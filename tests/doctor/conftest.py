@@ -3,7 +3,8 @@
 import pytest
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from helpers import distill_cfg, write_coco_set
+
+from tests.common.helpers import distill_cfg, write_coco_set
 
 
 @pytest.fixture(autouse=True)

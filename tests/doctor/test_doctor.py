@@ -1,18 +1,16 @@
 """The doctor on a sound set-up, and on ones that are broken in one place each."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
-from examine import examine
-from helpers import K, write_teacher
 from PIL import Image
 
 from d2kd.doctor import Finding, Status, render, run
 from d2kd.modeling import Distiller
-
-ROOT = Path(__file__).parents[2]
+from tests.common import ROOT
+from tests.common.examine import examine
+from tests.common.helpers import K, write_teacher
 
 
 def _problems(found):

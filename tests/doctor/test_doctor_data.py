@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from helpers import plain_cfg
 
-from d2kd.doctor import Status, data
+from d2kd.doctor import Status
+from d2kd.doctor import data_checks as data
+from tests.common.helpers import plain_cfg
 
 
 def _records(**changes):

@@ -2,10 +2,10 @@
 
 import torch
 from detectron2.modeling import build_model
-from examine import examine
-from helpers import distill_cfg
 
 from d2kd.doctor import Status
+from tests.common.examine import examine
+from tests.common.helpers import distill_cfg
 
 
 def _save_student(path, teacher_files, *opts):

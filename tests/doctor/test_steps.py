@@ -5,13 +5,13 @@ import time
 
 import pytest
 import torch
-from helpers import distill_cfg, plain_cfg
 
 from d2kd.doctor import Finding, Status, diagnose, run
-from d2kd.doctor.pace import Pace
-from d2kd.doctor.steps import Trial, run_steps
-from d2kd.doctor.training import check_memory, check_time
+from d2kd.doctor.step_budget import Pace
+from d2kd.doctor.step_checks import check_memory, check_time
+from d2kd.doctor.trial_steps import Trial, run_steps
 from d2kd.modeling import Distiller
+from tests.common.helpers import distill_cfg, plain_cfg
 
 
 def _run_steps(teacher_files, pace, *opts):

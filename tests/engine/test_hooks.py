@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from helpers import plain_cfg
 
 from d2kd.engine import DistillLossHook, LossRatioHook, build_distill_hooks
+from tests.common.helpers import plain_cfg
 
 
 def _loss_hook(factor, iteration=3, max_iter=10):

@@ -11,10 +11,10 @@ from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from helpers import distill_cfg, plain_cfg
 
 from d2kd.engine import DistillTrainer, interrupt
 from d2kd.engine.interrupt import INTERRUPTED, interruptible
+from tests.common.helpers import distill_cfg, plain_cfg
 
 pytestmark = pytest.mark.usefixtures("train_set")
 

@@ -12,11 +12,11 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from helpers import build_distiller, distill_cfg, make_batch, plain_cfg
 
-from d2kd.config import plain_config
+from d2kd.config.defaults import plain_config
 from d2kd.engine import DistillLossHook, DistillTrainer, LossRatioHook, build_distill_hooks
 from d2kd.engine.interrupt import StopOnInterrupt
+from tests.common.helpers import build_distiller, distill_cfg, make_batch, plain_cfg
 
 pytestmark = pytest.mark.usefixtures("train_set")
 

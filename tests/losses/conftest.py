@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from d2kd.losses import MaskInput
-from d2kd.structures import DetectorOutputs, DistillStep
+from d2kd.structures import DetectorOutputs, DistillStep, MaskInput
 
 SIZES = {"p3": (7, 9), "p4": (4, 5), "p5": (1, 2)}
 STRIDES = {"p3": 8, "p4": 16, "p5": 32}

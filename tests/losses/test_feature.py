@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from test_masks import gaussian_by_loops
 from torch import nn
 from torch.autograd import gradcheck
 
 from d2kd.losses.feature import FeatureLoss
+from tests.losses.test_masks import gaussian_by_loops
 
 LEVELS = ("p3", "p4", "p5")
 

@@ -8,8 +8,9 @@ import torch
 from torch.autograd import gradcheck
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from d2kd.losses import ssim, ssim_closed
-from d2kd.losses.ssim import SCALINGS
+from d2kd.losses.ssim.distance import ssim
+from d2kd.losses.ssim import fused
+from d2kd.losses.ssim.distance import SCALINGS
 
 
 def random_maps(*size, dtype=torch.float64, seed=0):
@@ -188,7 +189,7 @@ def test_pieces_and_memory_formats_change_nothing(monkeypatch, size, exponents):
     whole = student.clone().requires_grad_()
     ssim(whole, teacher, window=3, **powers).square().sum().backward()
     for piece in (1, 3 * size[2] * size[3]):
-        monkeypatch.setattr(ssim_closed, "_PIECE", piece)
+        monkeypatch.setattr(fused, "_PIECE", piece)
         for layout in (torch.contiguous_format, torch.channels_last):
             x = student.clone(memory_format=layout).requires_grad_()
             ours = ssim(x, teacher.to(memory_format=layout), window=3, **powers)
@@ -199,7 +200,7 @@ def test_pieces_and_memory_formats_change_nothing(monkeypatch, size, exponents):
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_gradients_of_wide_maps_in_pieces(monkeypatch, scaling):
-    monkeypatch.setattr(ssim_closed, "_PIECE", 1)
+    monkeypatch.setattr(fused, "_PIECE", 1)
     student, teacher = random_maps(2, 2, 2, 64)
     student.requires_grad_()
     weights = torch.rand(2, 2, 64, dtype=torch.float64)

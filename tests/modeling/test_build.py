@@ -6,10 +6,10 @@ import logging
 import pytest
 import torch
 from detectron2.modeling import build_model
-from helpers import distill_cfg, plain_cfg, write_teacher
 
+from d2kd.checkpoint.weights import find_weights
 from d2kd.modeling.build import build_student, build_teacher, read_teacher_config
-from d2kd.modeling.checkpoints import find_weights
+from tests.common.helpers import distill_cfg, plain_cfg, write_teacher
 
 
 def _build(files, *opts):

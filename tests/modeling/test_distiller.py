@@ -4,7 +4,10 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
-from helpers import (
+
+from d2kd.engine import DistillTrainer
+from d2kd.modeling import Distiller
+from tests.common.helpers import (
     build_distiller,
     count_calls,
     distill_cfg,
@@ -14,9 +17,6 @@ from helpers import (
     unscaled,
     write_teacher,
 )
-
-from d2kd.engine import DistillTrainer
-from d2kd.modeling import Distiller
 
 DETECTION = ["loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"]
 DISTILLATION = ["loss_distill_feature", "loss_distill_cls", "loss_distill_reg"]

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from detectors import DETECTORS, FRS, detector_cfg, write_teachers
 from detectron2.utils.events import EventStorage
-from helpers import build_distiller, make_batch, run
 
-from d2kd.config_checks import check_config
-from d2kd.config_io import ConfigError
+from d2kd.config.validation import check_config
+from d2kd.utils.errors import ConfigError
+from tests.common.detectors import DETECTORS, FRS, detector_cfg, write_teachers
+from tests.common.helpers import build_distiller, make_batch, run
 
 LD = {"DISTILL.REG.DISTANCE": "distribution_kl"}
 SSIM = {"DISTILL.FEATURE.DISTANCE": "ssim", "DISTILL.DISTANCES.SSIM.WINDOW": 5}

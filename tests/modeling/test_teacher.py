@@ -3,7 +3,12 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
-from helpers import (
+
+from d2kd.modeling import FrozenTeacher
+from d2kd.modeling.build import build_teacher, read_teacher_config
+from d2kd.modeling.paired_forward.rcnn import observe_rcnn
+from d2kd.modeling.paired_forward.registry import Wanted
+from tests.common.helpers import (
     build_distiller,
     build_pair,
     distill_cfg,
@@ -13,11 +18,6 @@ from helpers import (
     spread,
     write_teacher,
 )
-
-from d2kd.modeling import FrozenTeacher
-from d2kd.modeling.build import build_teacher, read_teacher_config
-from d2kd.modeling.observe import Wanted
-from d2kd.modeling.rcnn import observe_rcnn
 
 OTHER_STATISTICS = ["MODEL.PIXEL_MEAN", [10.0, 60.0, 140.0], "MODEL.PIXEL_STD", [20.0, 50.0, 90.0]]
 

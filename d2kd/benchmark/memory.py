@@ -1,0 +1,113 @@
+"""Peak memory of a few steps, each kind of step in a process of its own.
+
+Counted is what the process needs beyond interpreter, libraries and batch: its peak while it runs
+the steps, less what was in use before the networks were built (on a CPU, resident memory; on a
+GPU, what PyTorch allocated there).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+warnings.simplefilter("ignore", FutureWarning)
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import Boxes
+
+from ..utils.malloc import keep_freed_memory
+from .networks import build_any_teacher, build_pair, build_stock, read_config
+from .options import as_arguments, load_batches, parse_args
+from .tasks import Task, teacher_needed, train_step
+
+__all__ = ["measure_peak", "measure_peaks", "resident_mib"]
+
+PARTS = ("student", "teacher", "distilled")
+# The optimizer's state is there from the second one on.
+STEPS = 3
+
+
+def resident_mib(field: str) -> float:
+    """MiB of VmRSS (now) or VmHWM (the most so far)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) / 1024 for x in lines if x.startswith(field + ":"))
+
+
+def _in_use(device: str) -> float:
+    cuda = device.startswith("cuda")
+    return torch.cuda.memory_allocated() / 2**20 if cuda else resident_mib("VmRSS")
+
+
+def _peak(device: str) -> float:
+    """MiB, the most since ``_forget_peak``."""
+    cuda = device.startswith("cuda")
+    return torch.cuda.max_memory_allocated() / 2**20 if cuda else resident_mib("VmHWM")
+
+
+def _forget_peak(device: str) -> None:
+    """Loading weights takes more than it leaves, and is over when training starts."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def measure_peaks(args: argparse.Namespace, requires: frozenset[str]) -> dict:
+    """MiB of each part, and the distilled step's over the sum of student's and teacher's.
+
+    Args:
+        args: of the benchmark.
+        requires: what the losses read of the teacher.
+    """
+    peaks = {part: measure_peak(part, args, requires) for part in PARTS}
+    ratio = peaks["distilled"] / (peaks["student"] + peaks["teacher"])
+    return {"peak_memory_ratio": round(ratio, 4), "peak_memory_mib": peaks}
+
+
+def measure_peak(part: str, args: argparse.Namespace, requires: frozenset[str]) -> float:
+    """MiB of one of PARTS; ``requires`` is read for the teacher alone."""
+    named = ",".join([part, *sorted(requires)])
+    command = [sys.executable, "-m", "d2kd.benchmark.memory", named, *as_arguments(args)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of the {part} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _build_task(
+    part: str, requires: frozenset[str], cfg: CfgNode, batches: list[list[dict]], random: bool
+) -> Task:
+    if part == "student":
+        return train_step(cfg, build_stock(cfg), batches)
+    if part == "distilled":
+        pair = build_pair(cfg, random, apart=False)
+        return train_step(cfg, pair.distiller(list(pair.losses)), batches)
+    model = build_any_teacher(cfg, random)[0].model
+    # As many regions as a student's sampler makes positive at most, roughly.
+    regions = [[_repeat(x["instances"].gt_boxes, 32).to(model.device) for x in b] for b in batches]
+    return teacher_needed(cfg, model, requires, batches, regions)
+
+
+def _repeat(boxes: Boxes, rows: int) -> Boxes:
+    times = -(-rows // max(len(boxes), 1))
+    return Boxes(boxes.tensor.repeat(times, 1)[:rows])
+
+
+def main() -> None:
+    (part, *requires), args = sys.argv[1].split(","), parse_args("", sys.argv[2:])
+    cfg = read_config(args.config_file, args.opts)
+    keep_freed_memory(cfg.MODEL.DEVICE)
+    batches = load_batches(cfg, args)
+    before = _in_use(cfg.MODEL.DEVICE)
+    task = _build_task(part, frozenset(requires), cfg, batches, args.random_weights)
+    _forget_peak(cfg.MODEL.DEVICE)
+    for turn in range(STEPS):
+        task(turn)
+    print(json.dumps(round(_peak(cfg.MODEL.DEVICE) - before, 1)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""What the benchmark measures: a student, its teacher and batches, from a config."""
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from .. import DistillTrainer
+from ..config.defaults import plain_config
+from ..config.load import load_config
+from ..data import register_custom_datasets
+from ..data.num_classes import num_classes
+from ..modeling import LOSS_PREFIX, Distiller, FrozenTeacher
+from ..modeling.build import build_student, build_teacher, read_teacher_config
+from ..modeling.build_losses import build_distill_losses
+from ..modeling.compatibility import check_pair
+from ..modeling.paired_forward.registry import get_observer
+
+__all__ = [
+    "Pair",
+    "build_any_teacher",
+    "build_pair",
+    "build_stock",
+    "read_config",
+    "real_batches",
+    "synthetic_batches",
+]
+
+
+@dataclass
+class Pair:
+    """Two detectors and what is compared.
+
+    Attributes:
+        stock: Detectron2's own model of the student's config; its tensors are the student's.
+        teacher: as Detectron2 builds it, in its own layout: of the floor.
+        arranged: the same as the config's keys have it, e.g. channels last: of the distilled step.
+        random: whose weights are random; any of "student", "teacher".
+    """
+
+    cfg: CfgNode
+    stock: nn.Module | None
+    student: nn.Module
+    teacher: FrozenTeacher
+    arranged: FrozenTeacher
+    losses: nn.ModuleDict
+    random: list[str]
+
+    def distiller(self, names: Sequence[str]) -> Distiller:
+        """What training under these losses alone would build, on the shared networks."""
+        model = Distiller(
+            student=self.student,
+            teacher=self.arranged,
+            distill_losses=nn.ModuleDict({name: self.losses[name] for name in names}),
+            observe=get_observer(self.cfg.MODEL.META_ARCHITECTURE),
+            proposals=self.cfg.DISTILL.PROPOSALS,
+        ).train()
+        for name in names:
+            model.register_loss_hook(name, lambda loss, step: {LOSS_PREFIX + loss.name: loss(step)})
+        return model
+
+    def requires(self, names: Sequence[str]) -> frozenset[str]:
+        """What these losses read of the teacher."""
+        return frozenset().union(*(self.losses[name].requires for name in names))
+
+
+def read_config(path: str, opts: Sequence[str]) -> CfgNode:
+    """The config as train_net.py reads it, on the GPU if there is one.
+
+    Raises:
+        ValueError: a key is unknown or out of range, or nothing is distilled.
+    """
+    cfg = load_config(path, opts)
+    if "MODEL.DEVICE" not in opts:
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    if not cfg.DISTILL.ENABLED:
+        raise ValueError(f"{path} trains without a teacher: set DISTILL.ENABLED True")
+    cfg.freeze()
+    return cfg
+
+
+def build_stock(cfg: CfgNode) -> nn.Module:
+    """The plain student as stock Detectron2 builds it, in training mode; its weights are random."""
+    torch.manual_seed(1)
+    return _tame(build_model(plain_config(cfg)).train())
+
+
+def build_any_teacher(cfg: CfgNode, random_weights: bool = False) -> tuple[FrozenTeacher, bool]:
+    """The teacher, and whether its weights are random: if asked, or if the file is lacking."""
+    teacher_cfg = read_teacher_config(cfg)
+    if not random_weights and os.path.isfile(teacher_cfg.MODEL.WEIGHTS):
+        return build_teacher(teacher_cfg, cfg.INPUT.FORMAT), False
+    torch.manual_seed(2)
+    swap = teacher_cfg.INPUT.FORMAT != cfg.INPUT.FORMAT
+    return FrozenTeacher(_tame(build_model(teacher_cfg)), swap_channels=swap), True
+
+
+def build_pair(cfg: CfgNode, random_weights: bool = False, apart: bool = True) -> Pair:
+    """Both detectors and the losses; weights that are not on this machine are random instead.
+
+    Args:
+        cfg: from ``read_config``.
+        random_weights: also where the files are there.
+        apart: with what the floor needs, a stock student and a teacher of its own.
+    """
+    torch.manual_seed(1)
+    random, student = [], _tame(build_student(cfg).train())
+    if random_weights or not os.path.isfile(cfg.MODEL.WEIGHTS):
+        random.append("student")
+    else:
+        DetectionCheckpointer(student).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    teacher, drawn = build_any_teacher(cfg, random_weights)
+    random += ["teacher"] if drawn else []
+    arranged = copy.deepcopy(teacher) if apart else teacher
+    keys = cfg.DISTILL.TEACHER
+    arranged.arrange(keys.LAYOUT, keys.COMPILE, keys.PRECISION)
+    losses = build_distill_losses(cfg, student, teacher.model).to(cfg.MODEL.DEVICE)
+    requires = frozenset().union(*(loss.requires for loss in losses.values()))
+    check_pair(cfg, read_teacher_config(cfg), requires)
+    stock = build_stock(cfg) if apart else None
+    if stock:
+        stock.load_state_dict(student.state_dict(keep_vars=True), assign=True)
+    return Pair(cfg, stock, student, teacher, arranged, losses, random)
+
+
+def _tame(model: nn.Module) -> nn.Module:
+    """Keep the features of deep random networks of order 1: each block adds little to its input."""
+    for module in model.modules():
+        if isinstance(module, BottleneckBlock):
+            module.conv3.norm.weight.data.fill_(0.2)
+    return model
+
+
+def synthetic_batches(
+    cfg: CfgNode, size: tuple[int, int], images: int, boxes: int, count: int = 1
+) -> list[list[dict]]:
+    """Noise with ``boxes`` random boxes in each image, from a fifth to half of its sides.
+
+    Args:
+        size: height and width in pixels.
+        count: of batches.
+    """
+    generator = torch.Generator().manual_seed(0)
+    (height, width), classes = size, num_classes(cfg)
+    scale = torch.tensor([width, height, width, height])
+
+    def image() -> dict:
+        sides = 0.2 + 0.3 * torch.rand(boxes, 2, generator=generator)
+        low = torch.rand(boxes, 2, generator=generator) * (1 - sides)
+        truth = Instances(size, gt_boxes=Boxes(torch.cat([low, low + sides], dim=1) * scale))
+        truth.gt_classes = torch.randint(classes, (boxes,), generator=generator)
+        pixels = torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8)
+        return {"image": pixels, "instances": truth, "height": height, "width": width}
+
+    return [[image() for _ in range(images)] for _ in range(count)]
+
+
+def real_batches(cfg: CfgNode, count: int = 4) -> list[list[dict]]:
+    """The first batches of DATASETS.TRAIN, loaded here."""
+    register_custom_datasets(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    return list(islice(iter(DistillTrainer.build_train_loader(cfg)), count))

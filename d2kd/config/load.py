@@ -1,0 +1,151 @@
+"""Reading configs so that what is wrong is named: the file, the key, and what was likely meant."""
+
+import os
+from collections.abc import Iterator, Sequence
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
+
+from ..utils.errors import ConfigError
+from ..utils.text import did_you_mean
+from .defaults import add_d2kd_config
+from .validation import check_config
+
+__all__ = ["all_keys", "load_config", "merge_file", "merge_options"]
+
+
+def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
+    """The config of a training: a yaml over the defaults, options over it, all in range.
+
+    Args:
+        path: of the yaml.
+        options: ``KEY VALUE ...`` of the command line.
+
+    Raises:
+        FileNotFoundError, ConfigError: as ``merge_file``, ``merge_options`` and ``check_config``.
+    """
+    cfg = get_cfg()
+    add_d2kd_config(cfg)
+    merge_file(cfg, path)
+    merge_options(cfg, options)
+    check_config(cfg)
+    return cfg
+
+
+def all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a config, nodes included."""
+    for key, value in node.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from all_keys(value, f"{prefix}{key}.")
+
+
+def merge_file(
+    cfg: CfgNode, path: str, named_by: str = "--config-file", trusted: bool = False
+) -> None:
+    """Merge a yaml and its bases into ``cfg``.
+
+    Unlike Detectron2's own, python objects in the yaml are not made: a config cannot run code.
+
+    Args:
+        cfg: holds every known key; changed in place.
+        path: of the yaml.
+        named_by: the option or key that names the path, for messages.
+        trusted: make python objects after all; Detectron2's own RetinaNet configs compute their
+            anchors so.
+
+    Raises:
+        FileNotFoundError: the file, or one of its bases, is not there.
+        ConfigError: malformed, an unknown key (every one is listed, with what was likely meant), or
+            a value of the wrong type.
+    """
+    if not PathManager.isfile(path):
+        raise FileNotFoundError(
+            f"{named_by} {path} is not there (seen from {os.getcwd()}): set it to a yaml file"
+        )
+    try:
+        loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=trusted)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: a file of its _BASE_ is not there: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no yaml of plain values: {error}") from error
+    except AssertionError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except TypeError:  # fvcore's, of a file without any key
+        loaded = None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} holds no keys: write them as 'KEY: value', one a line")
+    _check_groups(loaded, cfg, path)
+    # Detectron2 renames the keys of older versions itself.
+    if loaded.get("VERSION", cfg.VERSION) == cfg.VERSION:
+        _refuse_unknown(cfg, list(_unknown_keys(loaded, cfg)), path)
+    try:
+        cfg.merge_from_file(path, allow_unsafe=trusted)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ConfigError(f"{path}: {_readable(error)}") from error
+
+
+def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
+    """Merge ``KEY VALUE ...`` of the command line into ``cfg``; raises as ``merge_file``."""
+    misplaced = [option for option in options if str(option).startswith("--")]
+    if misplaced:
+        raise ConfigError(
+            f"{' '.join(misplaced)} stands behind KEY VALUE, where all is taken for more of these: "
+            "put it before the first KEY"
+        )
+    if len(options) % 2:
+        raise ConfigError(f"options are pairs KEY VALUE, but these are {len(options)}: {options}")
+    known = set(all_keys(cfg))
+    unknown = [key for key in options[0::2] if key not in known]
+    _refuse_unknown(cfg, unknown, "the command line")
+    for key, value in zip(options[0::2], options[1::2]):
+        try:
+            cfg.merge_from_list([key, value])
+        except (AssertionError, KeyError, ValueError) as error:
+            raise ConfigError(f"the command line: {_readable(error)}") from error
+
+
+def _check_groups(loaded: dict, node: CfgNode, path: str, prefix: str = "") -> None:
+    """Where the config has a group of keys, the file has one too."""
+    for key, group in node.items():
+        if key in loaded and isinstance(group, CfgNode):
+            if not isinstance(loaded[key], dict):
+                raise ConfigError(
+                    f"{path}: {prefix}{key} is {loaded[key]!r}, but it is a group of keys, e.g. "
+                    f"{prefix}{key}.{next(iter(group), 'NAME')}"
+                )
+            _check_groups(loaded[key], group, path, f"{prefix}{key}.")
+
+
+def _unknown_keys(loaded: dict, node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in loaded.items():
+        if key not in node:
+            if not node.is_new_allowed():
+                yield f"{prefix}{key}"
+        elif isinstance(value, dict) and isinstance(node[key], CfgNode):
+            yield from _unknown_keys(value, node[key], f"{prefix}{key}.")
+
+
+def _refuse_unknown(cfg: CfgNode, unknown: list[str], where: str) -> None:
+    if not unknown:
+        return
+    known = list(all_keys(cfg))
+    lines = [f"  {key}{_suggest(key, known)}" for key in unknown]
+    raise ConfigError("\n".join([f"{where}: there are no such keys:", *lines]))
+
+
+def _suggest(key: str, known: list[str]) -> str:
+    """The nearest key among its siblings, or else among all."""
+    parent = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == parent]
+    return did_you_mean(key, siblings) or did_you_mean(key, known)
+
+
+def _readable(error: Exception) -> str:
+    """yacs' message; where a float was written without its point, what to write."""
+    # str() of a KeyError is in quotes.
+    text = str(error.args[0] if error.args else error)
+    if text.startswith("Type mismatch (<class 'float'> vs. <class 'int'>"):
+        text += " (write the number with a decimal point: 2.0, not 2)"
+    return text

@@ -1,0 +1,224 @@
+"""Are the values of a config in their ranges? Asked before anything is read or built."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+
+from ..losses import DISTANCE_REGISTRY, MASK_REGISTRY
+from ..losses.adapters import ADAPTERS
+from ..losses.classification import DISTANCES as CLS_DISTANCES
+from ..losses.feature import CHANNELS
+from ..losses.masks import BOX_LEVELS
+from ..losses.regression import DISTANCES as REG_DISTANCES
+from ..losses.regression import GATES
+from ..losses.ssim.distance import SCALINGS
+from ..utils.errors import ConfigError
+from ..utils.numbers import is_number
+from ..utils.text import did_you_mean
+from .defaults import (
+    BAD_IMAGES,
+    LAYOUTS,
+    LOSS_NAMES,
+    OPTIMIZERS,
+    PRECISIONS,
+    PROPOSALS,
+    SCHEDULES,
+    get_value,
+)
+
+__all__ = ["check_config", "check_schedule", "describe_warmup"]
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        return bool(torch.device(value).type)
+    except (RuntimeError, TypeError):
+        return False
+
+
+def _are_rising_fractions(values: Sequence[float]) -> bool:
+    """In thousandths, which is how finely the schedule's milestones are counted."""
+    marks = [round(1000 * x) for x in values if is_number(x)]
+    rising = marks == sorted({mark for mark in marks if 0 < mark < 1000})
+    return bool(marks) and rising and len(marks) == len(values)
+
+
+Rule = tuple[Callable[[Any], bool], str]
+Problems = Iterator[str]
+POSITIVE: Rule = (lambda x: is_number(x) and x > 0, "a number above 0")
+NOT_NEGATIVE: Rule = (lambda x: is_number(x) and x >= 0, "a number, 0 or above")
+AT_LEAST_1: Rule = (lambda x: type(x) is int and x > 0, "a whole number, 1 or above")
+ODD: Rule = (
+    lambda x: type(x) is int and x > 0 and x % 2 == 1,
+    "an odd whole number, 1 or above: the window has a centre",
+)
+DEVICE: Rule = (_is_device, "'cuda', 'cuda:N' or 'cpu'")
+SOME_LOSSES: Rule = (
+    lambda x: len(x) > 0 and set(x) <= set(LOSS_NAMES) and len(set(x)) == len(x),
+    f"one or more of {list(LOSS_NAMES)}, each once, or set DISTILL.ENABLED False to train without "
+    "a teacher",
+)
+LEVELS: Rule = (
+    lambda x: all(isinstance(name, str) for name in x) and len(set(x)) == len(x),
+    "names of feature levels, each once; [] is all of them",
+)
+FRACTIONS: Rule = (_are_rising_fractions, "rising fractions between 0 and 1, as (0.667, 0.889)")
+
+_RANGES: dict[str, Rule] = {
+    "MODEL.DEVICE": DEVICE,
+    "SOLVER.ACCUMULATE_STEPS": AT_LEAST_1,
+    "SOLVER.MAX_ITER": POSITIVE,
+    "SOLVER.IMS_PER_BATCH": POSITIVE,
+    "SOLVER.BASE_LR": POSITIVE,
+    "SOLVER.CHECKPOINT_PERIOD": AT_LEAST_1,
+    "SOLVER.WARMUP_ITERS": NOT_NEGATIVE,
+    "DATALOADER.NUM_WORKERS": NOT_NEGATIVE,
+}
+_DISTILL_RANGES: dict[str, Rule] = {
+    "DISTILL.LOSSES": SOME_LOSSES,
+    "DISTILL.FEATURE.LEVELS": LEVELS,
+    "DISTILL.FEATURE.WEIGHT": NOT_NEGATIVE,
+    "DISTILL.CLS.WEIGHT": NOT_NEGATIVE,
+    "DISTILL.REG.WEIGHT": NOT_NEGATIVE,
+    "DISTILL.CLS.TEMPERATURE": POSITIVE,
+    "DISTILL.REG.TEMPERATURE": POSITIVE,
+    "DISTILL.MASKS.GAUSSIAN.SIGMA2": POSITIVE,
+    "DISTILL.DISTANCES.CHANNEL_KL.TEMPERATURE": POSITIVE,
+    "DISTILL.DISTANCES.SSIM.WINDOW": ODD,
+    "DISTILL.DISTANCES.SSIM.SIGMA": POSITIVE,
+    "DISTILL.DISTANCES.SSIM.ALPHA": NOT_NEGATIVE,
+    "DISTILL.DISTANCES.SSIM.BETA": NOT_NEGATIVE,
+    "DISTILL.DISTANCES.SSIM.GAMMA": NOT_NEGATIVE,
+    "DISTILL.DISTANCES.SSIM.K1": POSITIVE,
+    "DISTILL.DISTANCES.SSIM.K2": POSITIVE,
+    "DISTILL.DISTANCES.SSIM.RANGE": POSITIVE,
+}
+
+
+def _choices(cfg: CfgNode) -> dict[str, Sequence[str]]:
+    """Key -> allowed values, of those that also hold without a teacher."""
+    schedulers = ["WarmupMultiStepLR", "WarmupCosineLR"]
+    # The key came with it; release 0.6 has neither.
+    if "RESCALE_INTERVAL" in cfg.SOLVER:
+        schedulers.append("WarmupStepWithFixedGammaLR")
+    return {
+        "DATALOADER.BAD_IMAGES": BAD_IMAGES,
+        "SOLVER.OPTIMIZER": OPTIMIZERS,
+        "SOLVER.LR_SCHEDULER_NAME": schedulers,
+        "SOLVER.WARMUP_METHOD": ("constant", "linear"),
+    }
+
+
+def _distill_choices() -> dict[str, Sequence[str]]:
+    """Key -> allowed values; registries are read now, when the user's own are in them."""
+    masks = [name for name, _ in MASK_REGISTRY]
+    return {
+        "DISTILL.FEATURE.MASK": masks,
+        "DISTILL.FEATURE.DISTANCE": [name for name, _ in DISTANCE_REGISTRY],
+        "DISTILL.FEATURE.CHANNELS": CHANNELS,
+        "DISTILL.FEATURE.ADAPTER": ADAPTERS,
+        "DISTILL.CLS.WHERE": ["positives", *masks],
+        "DISTILL.CLS.DISTANCE": CLS_DISTANCES,
+        "DISTILL.REG.DISTANCE": REG_DISTANCES,
+        "DISTILL.REG.GATE": GATES,
+        "DISTILL.DISTANCES.SSIM.SCALING": list(SCALINGS),
+        "DISTILL.PROPOSALS": PROPOSALS,
+        "DISTILL.TEACHER.LAYOUT": LAYOUTS,
+        "DISTILL.TEACHER.PRECISION": PRECISIONS,
+        "DISTILL.MASKS.GAUSSIAN.LEVELS": BOX_LEVELS,
+    }
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Check every number's range and every name's being known; all that is wrong is listed at once.
+
+    Raises:
+        ConfigError: names each key, its value, and what it may be.
+    """
+    ranges, choices = dict(_RANGES), _choices(cfg)
+    if cfg.DISTILL.ENABLED:
+        ranges.update(_DISTILL_RANGES)
+        choices.update(_distill_choices())
+    problems = [
+        *_out_of_range(cfg, ranges),
+        *_unknown(cfg, choices),
+        *_unknown_groups(cfg),
+        *_precision_problems(cfg),
+    ]
+    if cfg.DISTILL.ENABLED:
+        problems += [*_schedule_problems(cfg), *_exponent_problems(cfg)]
+    _refuse(problems)
+
+
+def check_schedule(cfg: CfgNode) -> None:
+    """The part of ``check_config`` about DISTILL.SCHEDULE."""
+    _refuse(list(_schedule_problems(cfg)))
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(["the config has values out of range:", *problems]))
+
+
+def _out_of_range(cfg: CfgNode, ranges: dict[str, Rule]) -> Problems:
+    for key, (holds, text) in ranges.items():
+        if not holds(get_value(cfg, key)):
+            yield f"  {key} is {get_value(cfg, key)!r}: set it to {text}"
+
+
+def _unknown(cfg: CfgNode, choices: dict[str, Sequence[str]]) -> Problems:
+    for key, known in choices.items():
+        value = get_value(cfg, key)
+        if value not in known:
+            hint = did_you_mean(value, known)
+            yield f"  {key} is {value!r}: set it to one of {sorted(known)}.{hint}"
+
+
+def _unknown_groups(cfg: CfgNode) -> Problems:
+    """Groups are open to functions of one's own, so a misspelt one would be a key nobody reads."""
+    for key, registry in (("MASKS", MASK_REGISTRY), ("DISTANCES", DISTANCE_REGISTRY)):
+        known = [name.upper() for name, _ in registry]
+        for group in cfg.DISTILL[key]:
+            if group not in known:
+                hint = did_you_mean(group.upper(), known)
+                yield f"  DISTILL.{key}.{group}: nothing of that name is registered.{hint}"
+
+
+def describe_warmup(cfg: CfgNode) -> str:
+    """What is odd about SOLVER.WARMUP_ITERS, or "": short trials of a schedule may mean it."""
+    warmup, last = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
+    if warmup < last:
+        return ""
+    return (
+        f"SOLVER.WARMUP_ITERS is {warmup} and SOLVER.MAX_ITER {last}: the learning rate never "
+        f"reaches SOLVER.BASE_LR, {cfg.SOLVER.BASE_LR}"
+    )
+
+
+def _precision_problems(cfg: CfgNode) -> Problems:
+    device = cfg.MODEL.DEVICE
+    if cfg.SOLVER.AMP.ENABLED and _is_device(device) and torch.device(device).type == "cpu":
+        yield f"  SOLVER.AMP.ENABLED is True: set it to False where MODEL.DEVICE is {device}"
+
+
+def _schedule_problems(cfg: CfgNode) -> Problems:
+    ranges = {
+        "DISTILL.SCHEDULE.WARMUP_ITERS": NOT_NEGATIVE,
+        "DISTILL.SCHEDULE.GAMMA": NOT_NEGATIVE,
+    }
+    if cfg.DISTILL.SCHEDULE.NAME == "step":
+        ranges["DISTILL.SCHEDULE.STEPS"] = FRACTIONS
+    yield from _unknown(cfg, {"DISTILL.SCHEDULE.NAME": SCHEDULES})
+    yield from _out_of_range(cfg, ranges)
+    warmup, last = cfg.DISTILL.SCHEDULE.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
+    if is_number(warmup) and warmup > 0 and warmup >= last:
+        key = "DISTILL.SCHEDULE.WARMUP_ITERS"
+        yield f"  {key} is {warmup}: set it below SOLVER.MAX_ITER, {last}"
+
+
+def _exponent_problems(cfg: CfgNode) -> Problems:
+    keys = [f"DISTILL.DISTANCES.SSIM.{name}" for name in ("ALPHA", "BETA", "GAMMA")]
+    if not any(get_value(cfg, key) for key in keys):
+        yield f"  {', '.join(keys)} are all 0: set one of them to a number above 0"

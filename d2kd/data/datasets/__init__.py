@@ -1,0 +1,1 @@
+"""Readers of declared data sets, and the synthetic shapes."""

@@ -1,0 +1,57 @@
+"""Checks of the config and of the output folder; nothing is built yet."""
+
+import os
+import shutil
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode
+
+from ..checkpoint.output_dir import ConfigError, prepare_output
+from ..config.load import load_config
+from ..config.validation import describe_warmup
+from .finding import Finding, error, ok, warning
+
+__all__ = ["check_device", "check_output", "read_config"]
+
+
+def read_config(path: str, options: Sequence[str]) -> tuple[CfgNode | None, list[Finding]]:
+    """The frozen config, or None where it cannot be used, and what was found."""
+    try:
+        cfg = load_config(path, options)
+    except (ValueError, FileNotFoundError) as problem:
+        return None, [error("config", str(problem))]
+    cfg.freeze()
+    teacher = f" under {cfg.DISTILL.TEACHER.CONFIG_FILE}" if cfg.DISTILL.ENABLED else ""
+    kind = "distils" if cfg.DISTILL.ENABLED else "trains without a teacher"
+    text = f"{path} {kind}: {cfg.MODEL.META_ARCHITECTURE}{teacher}"
+    found = [ok("config", text + "; every key is known and in range")]
+    if describe_warmup(cfg):
+        found.append(warning("warm-up", describe_warmup(cfg), "lower SOLVER.WARMUP_ITERS"))
+    return cfg, found
+
+
+def check_device(cfg: CfgNode) -> tuple[CfgNode, Finding]:
+    """The config with a device that is here, and whether it is the one that is configured."""
+    device = cfg.MODEL.DEVICE
+    if torch.device(device).type != "cuda" or torch.cuda.is_available():
+        return cfg, ok("device", f"MODEL.DEVICE is {device}")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    text = f"MODEL.DEVICE is {device} and there is no GPU here: the checks run on the CPU"
+    return cfg, warning("device", text, "training needs a GPU, or MODEL.DEVICE cpu")
+
+
+def check_output(cfg: CfgNode) -> Finding:
+    """Can OUTPUT_DIR be written, or made where its nearest parent is?"""
+    folder = os.path.abspath(cfg.OUTPUT_DIR)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    try:
+        prepare_output(folder)
+    except ConfigError as problem:
+        return error("output", f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {problem}")
+    free = shutil.disk_usage(folder).free / 2**30
+    return ok("output", f"{cfg.OUTPUT_DIR} can be written; {free:.0f} GiB free")

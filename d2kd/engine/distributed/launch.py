@@ -1,0 +1,174 @@
+"""From the command line to one process or many: torchrun, --num-gpus, --num-processes, machines."""
+
+import os
+import socket
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+
+from ...utils.errors import ConfigError
+from .process_group import Group, join_group, leave_group
+from .worker_processes import run_children
+
+__all__ = ["add_launch_options", "check_images", "launch", "plan_group"]
+
+
+def add_launch_options(parser: ArgumentParser) -> None:
+    """Add what Detectron2's ``default_argument_parser`` lacks."""
+    # Detectron2's is one port for each user: two trainings at once could not both have it.
+    parser.set_defaults(dist_url="auto")
+    parser.add_argument(
+        "--num-processes",
+        type=int,
+        metavar="N",
+        help="processes *per machine* where MODEL.DEVICE is cpu (as --num-gpus for cuda)",
+    )
+
+
+def launch(main: Callable, args: Namespace, cfg: CfgNode, arguments: Sequence[Any] = ()) -> None:
+    """Call ``main(*arguments)`` in every process that the command line asks for, or just call it.
+
+    Detectron2 0.6's ``launch`` does this for GPUs alone.
+
+    Args:
+        main: of a module that can be imported.
+        args: of ``default_argument_parser`` with ``add_launch_options``.
+        cfg: what they will train with: MODEL.DEVICE and the batch matter.
+
+    Raises:
+        ConfigError: there are not so many GPUs, options contradict each other, or the batch cannot
+            be shared.
+        SystemExit: 1 if a process failed, 130 after Ctrl-C.
+    """
+    group = plan_group(args, cfg.MODEL.DEVICE)
+    # With a reference, Detectron2 makes the batch fit.
+    if not args.eval_only and not cfg.SOLVER.REFERENCE_WORLD_SIZE:
+        check_images(cfg.SOLVER.IMS_PER_BATCH, group.size)
+    if group.address == "env://":
+        _run(int(os.environ["LOCAL_RANK"]), group, main, *arguments)
+    elif group.size == 1:
+        main(*arguments)
+    else:
+        ranks = range(group.per_machine)
+        calls = {f"rank {group.rank(i)}": (i, group, main, *arguments) for i in ranks}
+        run_children(_run, calls)
+
+
+def _run(local_rank: int, group: Group, main: Callable, *arguments: Any) -> None:
+    join_group(group, local_rank)
+    main(*arguments)
+    leave_group()
+
+
+def plan_group(args: Namespace, device: str) -> Group:
+    """Which processes there shall be; see ``launch``.
+
+    Raises:
+        ConfigError: names the option or key to change.
+    """
+    kind, available = torch.device(device).type, torch.cuda.device_count()
+    if kind == "cuda" and not available:
+        raise ConfigError(
+            f"MODEL.DEVICE is {device} and there is no GPU here: add MODEL.DEVICE cpu to the command"
+        )
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        group = _plan_of_torchrun(args, kind)
+    else:
+        count = _count_on_cpu(args) if kind == "cpu" else _count_on_gpu(args, kind)
+        address = _address(args, args.num_machines)
+        group = Group(kind, count, args.num_machines, args.machine_rank, address)
+    if not 0 <= group.machine_rank < group.machines:
+        raise ConfigError(
+            f"--machine-rank is {group.machine_rank}: with --num-machines {group.machines} set it "
+            f"to 0 .. {group.machines - 1}"
+        )
+    if group.size > 1 and device != kind:
+        raise ConfigError(
+            f"MODEL.DEVICE is {device!r}, which several processes cannot share: set it to {kind!r}"
+        )
+    if kind == "cuda" and group.size > 1 and group.per_machine > available:
+        raise ConfigError(
+            f"{group.per_machine} GPUs are asked for and there are {available} on this machine: "
+            "lower --num-gpus (torchrun's --nproc_per_node), or set MODEL.DEVICE to cpu and use "
+            "--num-processes"
+        )
+    return group
+
+
+def _plan_of_torchrun(args: Namespace, kind: str) -> Group:
+    """torchrun has started the processes, and says in the environment which one this is."""
+    asked = {
+        "--num-gpus": args.num_gpus > 1,
+        "--num-processes": args.num_processes is not None,
+        "--num-machines": args.num_machines > 1,
+    }
+    if any(asked.values()):
+        names = ", ".join(name for name, given in asked.items() if given)
+        raise ConfigError(f"torchrun decides how many processes there are: leave out {names}")
+    size, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if size % local:
+        raise ConfigError(
+            f"{local} of {size} processes are on this machine: give every machine the same "
+            "--nproc_per_node"
+        )
+    return Group(kind, local, size // local, int(os.environ["GROUP_RANK"]))
+
+
+def _count_on_cpu(args: Namespace) -> int:
+    if args.num_gpus > 1:
+        raise ConfigError(
+            f"--num-gpus is {args.num_gpus} and MODEL.DEVICE is cpu: use --num-processes "
+            f"{args.num_gpus} for as many processes on CPUs"
+        )
+    count = 1 if args.num_processes is None else args.num_processes
+    if count < 1:
+        raise ConfigError(f"--num-processes is {count}: set it to 1 or more")
+    return count
+
+
+def _count_on_gpu(args: Namespace, kind: str) -> int:
+    if args.num_processes is not None:
+        raise ConfigError(
+            f"--num-processes is for CPUs and MODEL.DEVICE is {kind}: use --num-gpus "
+            f"{args.num_processes}, or set MODEL.DEVICE to cpu"
+        )
+    return max(1, args.num_gpus)
+
+
+def _address(args: Namespace, machines: int) -> str:
+    """--dist-url, which "auto" lets PyTorch choose on a single machine."""
+    if args.dist_url != "auto":
+        return args.dist_url
+    if machines > 1:
+        raise ConfigError(
+            "--dist-url is 'auto' and there are several machines: set it to tcp://HOST:PORT of the "
+            "one with --machine-rank 0, the same for all"
+        )
+    return f"tcp://127.0.0.1:{_free_port()}"
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def check_images(images: int, processes: int) -> None:
+    """Every process takes the same number of images.
+
+    Args:
+        images: SOLVER.IMS_PER_BATCH, of all processes together.
+
+    Raises:
+        ConfigError: names the two nearest values that fit.
+    """
+    if images % processes:
+        below = images // processes * processes
+        fits = " or ".join(str(n) for n in (below, below + processes) if n)
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {images} for {processes} processes, which share it equally: "
+            f"set it to {fits}"
+        )

@@ -1,0 +1,159 @@
+"""A loss that is not finite: which one, where, on what, and the batch to try it again."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from torch import nn
+
+from ..checkpoint.atomic_write import write_whole
+from ..modeling import LOSS_PREFIX
+from ..modeling.step_record import LatestStep
+
+__all__ = ["NonFiniteLossError", "explain_nonfinite", "read_replay"]
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss is infinite or not a number; the message names the loss, iteration and images."""
+
+
+@contextmanager
+def explain_nonfinite(
+    model: nn.Module, iteration: int, folder: str, earlier: Sequence[LatestStep] = ()
+) -> Iterator[None]:
+    """Say more where the trainer finds that the losses are not finite.
+
+    It looks at those of every step in any case, before the optimizer's step (``CheckedTrainer``
+    where Detectron2's own does not): this reads nothing as long as all is well.
+
+    Args:
+        model: a Distiller (others are left to Detectron2's message).
+        iteration: that is run inside.
+        folder: where ``nonfinite_<iteration>.pth`` goes.
+        earlier: filled inside with the batches of an iteration that has several; the first one at
+            fault is reported.
+
+    Raises:
+        NonFiniteLossError: instead of the FloatingPointError.
+    """
+    try:
+        yield
+        return
+    except FloatingPointError as error:
+        failed = error
+    latest = getattr(model, "latest", None)
+    if latest is None:
+        raise failed
+    at_fault = [step for step in (*earlier, latest) if not _finite(step)]
+    # A forward that failed in itself has no losses; it is the latest.
+    latest = at_fault[0] if at_fault else latest
+    losses = {name: value.item() for name, value in latest.losses.items()}
+    path = _replay_path(folder, iteration)
+    saved = _write(path, model, latest, {"iteration": iteration, "losses": losses})
+    raise NonFiniteLossError(_describe(latest, iteration, losses, saved, failed)) from failed
+
+
+def _finite(step: LatestStep) -> bool:
+    return all(math.isfinite(loss.item()) for loss in step.losses.values())
+
+
+def _describe(
+    latest: LatestStep,
+    iteration: int,
+    losses: dict[str, float],
+    saved: str,
+    failed: Exception,
+) -> str:
+    bad = {k: v for k, v in losses.items() if not math.isfinite(v)}
+    images = ", ".join(str(x.get("file_name", "?")) for x in latest.batch)
+    if not losses:
+        what = f"the student's own forward failed: {failed}"
+    elif not bad:
+        what = "no loss of this process is at fault; another process reports its own"
+    else:
+        levels = {LOSS_PREFIX + k: v for k, v in latest.bad_levels().items() if v}
+        what = ", ".join(
+            f"{name} is {value}"
+            + (f" on level {', '.join(levels[name])}" if name in levels else "")
+            for name, value in bad.items()
+        )
+    rest = ", ".join(f"{k} {v:.4g}" for k, v in losses.items() if k not in bad)
+    lines = [
+        f"iteration {iteration}: {what}",
+        f"finite: {rest or 'none'}",
+        f"images: {images}",
+        saved,
+        _advice(bad),
+    ]
+    return "\n".join(lines)
+
+
+def _advice(bad: dict[str, float]) -> str:
+    distilled = [name for name in bad if name.startswith(LOSS_PREFIX)]
+    if distilled and len(distilled) == len(bad):
+        keys = [f"DISTILL.{name[len(LOSS_PREFIX):].upper()}.WEIGHT" for name in distilled]
+        return f"Try a smaller {' and '.join(keys)}, or a longer DISTILL.SCHEDULE.WARMUP_ITERS."
+    return (
+        "Try a smaller SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS, or "
+        "SOLVER.CLIP_GRADIENTS.ENABLED True."
+    )
+
+
+def _replay_path(folder: str, iteration: int) -> str:
+    rank = f"_rank{comm.get_rank()}" if comm.get_world_size() > 1 else ""
+    return os.path.join(folder, f"nonfinite_{iteration:07d}{rank}.pth")
+
+
+def _write(path: str, model: nn.Module, latest: LatestStep, record: dict[str, Any]) -> str:
+    """Write the replay file; says where, or why not (a full disk must not hide the loss)."""
+    record["random"] = latest.random
+    record["batch"] = [_plain(sample) for sample in latest.batch]
+    record["model"] = model.student.state_dict()
+    record["distill_losses"] = model.distill_losses.state_dict()
+    try:
+        with write_whole(path, "wb") as file:
+            torch.save(record, file)
+    except (OSError, RuntimeError) as error:
+        return f"the batch could not be written to {path}: {error}"
+    return f"batch and weights: {path} (d2kd.engine.nonfinite.read_replay reads it)"
+
+
+def _plain(sample: dict[str, Any]) -> dict[str, Any]:
+    """A sample in nothing but tensors and plain values, which weights_only loads."""
+    kinds = (torch.Tensor, int, float, str)
+    plain = {key: value for key, value in sample.items() if isinstance(value, kinds)}
+    if "instances" in sample:
+        truth = sample["instances"]
+        plain["image_size"] = list(truth.image_size)
+        plain["gt_boxes"] = truth.gt_boxes.tensor
+        plain["gt_classes"] = truth.gt_classes
+    return plain
+
+
+def read_replay(path: str) -> dict[str, Any]:
+    """Read what a run with a loss that is not finite left behind.
+
+    Args:
+        path: of ``nonfinite_<iteration>.pth``.
+
+    Returns:
+        dict: "batch" as the data loader gave it, for ``model(batch)``; "random", to be set before;
+        "model" and "distill_losses", the weights of student and adapters; "iteration"; "losses".
+    """
+    record = torch.load(path, map_location="cpu", weights_only=True)
+    record["batch"] = [_sample(plain) for plain in record["batch"]]
+    return record
+
+
+def _sample(plain: dict[str, Any]) -> dict[str, Any]:
+    if "gt_boxes" not in plain:
+        return plain
+    truth = Instances(tuple(plain.pop("image_size")))
+    truth.gt_boxes = Boxes(plain.pop("gt_boxes"))
+    truth.gt_classes = plain.pop("gt_classes")
+    return {**plain, "instances": truth}

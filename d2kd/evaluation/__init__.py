@@ -1,0 +1,5 @@
+"""COCO metrics, and VOC AP50 beside them for declared data sets."""
+
+from .evaluator import VOCAP50Evaluator, build_evaluator
+
+__all__ = ["VOCAP50Evaluator", "build_evaluator"]

@@ -1,0 +1,44 @@
+"""What masks, distances and losses share: precision, parameters, matching sizes."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["bind", "check_same_size", "full_precision", "no_autocast"]
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or unchanged if it is more precise."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def no_autocast(tensor: Tensor) -> torch.autocast:
+    """A context in which nothing on the tensor's device is cast to a lower precision."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def bind(function: Callable, parameters: dict[str, Any]) -> Callable:
+    """``function`` with its keyword parameters set.
+
+    Raises:
+        ValueError: if the function has no such parameter (checked now, not at the first step).
+    """
+    known = inspect.signature(function).parameters.values()
+    known = [p.name for p in known if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise ValueError(f"{function.__name__} has no parameters {unknown}; it has {known}")
+    return functools.partial(function, **parameters)
+
+
+def check_same_size(student: Tensor, teacher: Tensor, level: str, dims: slice) -> None:
+    """Raises a ValueError that names the level if these dimensions of the maps differ."""
+    if student.shape[dims] != teacher.shape[dims]:
+        raise ValueError(
+            f"on level {level!r} the student's map is {tuple(student.shape)} and the teacher's "
+            f"{tuple(teacher.shape)}: their strides, padding or numbers of outputs differ"
+        )

@@ -1,0 +1,1 @@
+"""Structural similarity of feature maps (arXiv 2211.13133)."""

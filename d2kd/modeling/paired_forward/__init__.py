@@ -1,0 +1,1 @@
+"""How a student and its teacher are run on one batch, a function per detector family."""

@@ -1,0 +1,221 @@
+"""How a dense detector (RetinaNet, FCOS, GFL and their like) and its teacher are observed.
+
+Anchors, or points as square boxes, are the regions: student and teacher share them by
+construction. A detector can be observed here if it has, as Detectron2's RetinaNet has,
+
+* ``backbone``, ``head``, ``head_in_features``, ``anchor_generator``, ``box2box_transform``,
+  ``num_classes``, ``label_anchors(anchors, gt_instances)`` and
+  ``losses(anchors, logits, gt_labels, boxes, gt_boxes, *others)``;
+* a head whose forward returns lists of per-level maps ``(logits, boxes, *others)``, the boxes
+  being four deltas or E > 1 bins for each of them, and which can run one branch alone: either by
+  RetinaNetHead's names (``cls_subnet``, ``cls_score``, ``bbox_subnet``, ``bbox_pred``) or by
+  methods ``class_logits(features)`` and ``box_bins(features)``, as GFLHead has them.
+
+Shape shorthand in this file:
+    N: images; A: anchors per location; H, W: size of a feature level
+    D: values per anchor: K foreground classes, 4 deltas, or 4 * E, E bins for each of them
+    R: regions = the student's positives of all images together
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
+from detectron2.structures import Boxes, ImageList
+from torch import Tensor, nn
+
+from ...structures import DetectorOutputs, DistillStep
+from ..meta_arch.gfl.losses import expected_distance
+from ..teacher import FrozenTeacher
+from .box_coders import box_coder_of
+from .ground_truth import cat_ground_truth
+from .registry import Wanted, register_observer
+
+__all__ = ["box_maps", "class_logits", "observe_dense"]
+
+
+@register_observer("RetinaNet", "FCOS", "GFL")
+def observe_dense(
+    student: DenseDetector, teacher: FrozenTeacher, batch: list[dict], want: Wanted
+) -> tuple[dict[str, Tensor], DistillStep]:
+    """Train-forward the student once; let the teacher answer on the student's positives.
+
+    Args:
+        student: in training mode.
+        teacher: with the student's anchors and classes where its head is read.
+        batch: what the data loader gave, with "instances".
+        want: what the losses need; there are no proposals to choose.
+
+    Returns:
+        dict of the student's own losses, bit-equal to its training forward; DistillStep.
+    """
+    images = student.preprocess_image(batch)
+    gt_instances = [x["instances"].to(student.device) for x in batch]
+    features = student.backbone(images.tensor)
+    maps = [features[name] for name in student.head_in_features]
+    predictions = student.head(maps)
+    anchors = student.anchor_generator(maps)
+    gt_labels, gt_boxes = student.label_anchors(anchors, gt_instances)
+    losses = _detection_losses(student, anchors, predictions, gt_labels, gt_boxes)
+
+    labels = torch.stack(gt_labels)
+    positives = _find_positives(student, maps, anchors, labels)
+    rows = _rows_of_all_levels(positives)
+    all_gt_boxes, gt_image = cat_ground_truth(gt_instances)
+    step = DistillStep(
+        student=_student_outputs(student, features, predictions, positives),
+        teacher=_observe_teacher(teacher, batch, images, positives, want),
+        num_images=len(batch),
+        strides={name: spec.stride for name, spec in student.backbone.output_shape().items()},
+        gt_boxes=all_gt_boxes,
+        gt_image=gt_image,
+        regions=Boxes.cat(anchors).tensor[rows[1]],
+        labels=labels[rows],
+        # Boxes in Detectron2 0.6's FCOS, tensors everywhere else.
+        region_gt_boxes=torch.stack([getattr(x, "tensor", x) for x in gt_boxes])[rows],
+        activation="sigmoid",
+        box_coder=box_coder_of(student),
+    )
+    return losses, step
+
+
+def class_logits(head: nn.Module, features: list[Tensor]) -> list[Tensor]:
+    """Run a dense head's class branch alone: (N, A * K, H, W) for each level."""
+    if hasattr(head, "class_logits"):
+        return head.class_logits(features)
+    return [head.cls_score(head.cls_subnet(x)) for x in features]
+
+
+def box_maps(head: nn.Module, features: list[Tensor]) -> list[Tensor]:
+    """Run a dense head's box branch alone, without centerness: (N, A * D, H, W) for each level."""
+    if hasattr(head, "box_bins"):
+        return head.box_bins(features)
+    return [head.bbox_pred(head.bbox_subnet(x)) for x in features]
+
+
+def _detection_losses(
+    model: DenseDetector,
+    anchors: list[Boxes],
+    predictions: tuple[list[Tensor], ...],
+    gt_labels: list[Tensor],
+    gt_boxes: list[Any],
+) -> dict[str, Tensor]:
+    """The second half of the model's own training forward, on labels that we need as well."""
+
+    def transpose(maps: list[Tensor]) -> list[Tensor]:
+        per_cell = [len(a) // x[0, 0].numel() for a, x in zip(anchors, maps)]
+        return [permute_to_N_HWA_K(x, x.shape[1] // a) for a, x in zip(per_cell, maps)]
+
+    logits, boxes, *others = [transpose(maps) for maps in predictions]
+    return model.losses(anchors, logits, gt_labels, boxes, gt_boxes, *others)
+
+
+def _student_outputs(
+    student: DenseDetector,
+    features: dict[str, Tensor],
+    predictions: tuple[list[Tensor], ...],
+    positives: list["_LevelPositives"],
+) -> DetectorOutputs:
+    """What the student's forward has given already, its head's rows of the positives."""
+    logits, boxes = predictions[:2]
+    return DetectorOutputs(
+        features=features,
+        dense_logits=dict(zip(student.head_in_features, logits)),
+        logits=_gather(positives, logits),
+        **_box_outputs(_gather(positives, boxes)),
+    )
+
+
+@torch.no_grad()
+def _observe_teacher(
+    teacher: FrozenTeacher,
+    batch: list[dict],
+    images: ImageList,
+    positives: list["_LevelPositives"],
+    want: Wanted,
+) -> DetectorOutputs:
+    """The teacher's features and those branches of its head that somebody reads."""
+    features, requires = teacher.features(batch, images), want.requires
+    outputs: dict[str, Any] = {}
+    if requires <= {"features"}:
+        # Then the teacher may be of any family.
+        return DetectorOutputs(features=features)
+    head, levels = teacher.model.head, teacher.model.head_in_features
+    maps = [features[name] for name in levels]
+    if requires & {"dense_logits", "logits"}:
+        logits = teacher.call(class_logits, head, maps)
+        outputs["dense_logits"] = dict(zip(levels, logits))
+        if "logits" in requires:
+            outputs["logits"] = _gather(positives, logits)
+    if requires & {"deltas", "box_bins"}:
+        boxes = teacher.call(box_maps, head, maps)
+        outputs.update(_box_outputs(_gather(positives, boxes)))
+    return DetectorOutputs(features=features, **outputs)
+
+
+def _box_outputs(rows: Tensor) -> dict[str, Tensor]:
+    """The fields of DetectorOutputs in rows (R, 4) of deltas or (R, 4 * E) of bins."""
+    if rows.shape[1] == 4:
+        return {"deltas": rows}
+    bins = rows.unflatten(1, (4, -1))
+    return {"deltas": expected_distance(bins), "box_bins": bins}
+
+
+class _LevelPositives(NamedTuple):
+    """Where the student's positives of one level lie, in any detector's map of that level.
+
+    Attributes:
+        name: of the level.
+        size: (H, W).
+        first: index of the level's first anchor among all levels' anchors.
+        anchors_per_cell: A.
+        image: (R of this level,) index of each positive's image.
+        anchor: (R of this level,) index of its anchor among the level's.
+    """
+
+    name: str
+    size: torch.Size
+    first: int
+    anchors_per_cell: int
+    image: Tensor
+    anchor: Tensor
+
+    def of_map(self, x: Tensor) -> Tensor:
+        """Gather this level's rows, of length D, from (N, A * D, H, W)."""
+        if x.shape[-2:] != self.size:
+            raise ValueError(
+                f"level {self.name!r} is {tuple(self.size)} (height, width) in the student and "
+                f"{tuple(x.shape[-2:])} in the teacher: both must have the same strides and pad "
+                "images to the same multiple"
+            )
+        per_cell = self.anchors_per_cell
+        # Anchors are counted within a cell first, channels within an anchor first.
+        rows = x.flatten(2).unflatten(1, (per_cell, -1))
+        return rows[self.image, self.anchor % per_cell, :, self.anchor // per_cell]
+
+
+def _find_positives(
+    student: DenseDetector, maps: list[Tensor], anchors: list[Boxes], labels: Tensor
+) -> list[_LevelPositives]:
+    """From ``labels`` (N, anchors of all levels): 0..K-1, K for background, -1 for ignored."""
+    positive = (labels >= 0) & (labels < student.num_classes)
+    lengths = [len(a) for a in anchors]
+    firsts = [sum(lengths[:i]) for i in range(len(lengths))]
+    levels = zip(student.head_in_features, maps, lengths, firsts, positive.split(lengths, dim=1))
+    return [
+        _LevelPositives(
+            name, x.shape[-2:], first, length // x[0, 0].numel(), *found.nonzero().unbind(1)
+        )
+        for name, x, length, first, found in levels
+    ]
+
+
+def _gather(positives: list[_LevelPositives], maps: list[Tensor]) -> Tensor:
+    """(R, D) from (N, A * D, H, W) of each level: the one order of rows, for whichever detector."""
+    return torch.cat([level.of_map(x) for level, x in zip(positives, maps)])
+
+
+def _rows_of_all_levels(positives: list[_LevelPositives]) -> tuple[Tensor, Tensor]:
+    """Index (R,), (R,) of image and anchor into tensors over all levels' anchors."""
+    image = torch.cat([level.image for level in positives])
+    return image, torch.cat([level.anchor + level.first for level in positives])

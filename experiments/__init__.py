@@ -1,0 +1,1 @@
+"""What makes MODEL_ZOO.md and BENCHMARK.md; not installed."""

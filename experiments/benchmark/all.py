@@ -1,0 +1,147 @@
+#!/usr/bin/env python
+"""Measure everything that BENCHMARK.md tells, and write its tables.
+
+    pip install -e '.[benchmark]'
+    export DETECTRON2_DATASETS=...      # with bccd/ in it
+    python tools/bench_all.py
+
+Results that lie in the folder are kept: what was cut off goes on from there, and a file that is
+removed is measured again.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.benchmark.report import METHODS, ROOT
+from experiments.suites import DETECTORS
+
+SHAPES = "configs/shapes/{method}/{detector}_thin_from_wide_800.yaml"
+# The shortest schedules of R50 under R101.
+COCO = "configs/{method}/{detector}_R_50_from_R_101_FPN_{schedule}.yaml"
+COCO_DETECTORS, COCO_METHODS = tuple(DETECTORS)[:2], METHODS[:3]
+# What the teacher's keys make of a step, on the shapes' Faster R-CNN.
+KEYS = {
+    "defaults": (),
+    "channels_first": ("DISTILL.TEACHER.LAYOUT", "channels_first"),
+    "compile": ("DISTILL.TEACHER.COMPILE", "True"),
+    "bfloat16": ("DISTILL.TEACHER.PRECISION", "bfloat16"),
+}
+
+
+class Job(NamedTuple):
+    """One command and the file that it fills.
+
+    Attributes:
+        group: for --only.
+        threads: of the CPU.
+        command: of the tools; ``--json result`` is added.
+        once: False for tools that look themselves for what is missing in their file.
+    """
+
+    group: str
+    result: str
+    threads: int
+    command: tuple[str, ...]
+    once: bool = True
+
+
+def jobs() -> list[Job]:
+    """All of them, in the order in which they are run: what takes longest comes first."""
+    found = [Job("growth", "growth.json", 1, ("bench_growth.py", "--steps", "5"), once=False)]
+    for detector in DETECTORS:
+        for method in METHODS:
+            config = SHAPES.format(method=method, detector=detector)
+            if (ROOT / config).is_file():
+                command = ("d2kd.benchmark", "--config-file", config)
+                result = f"shapes/{detector}_{method}.json"
+                found.append(
+                    Job("shapes", result, 1, (*command, "--threads", "1", "--keep-memory"))
+                )
+    for detector in COCO_DETECTORS:
+        for method in COCO_METHODS:
+            command = ("d2kd.benchmark", "--config-file", _coco_config(detector, method))
+            command += ("--random-weights", "--size", "320", "320", "--batch", "2", "--no-alone")
+            result = f"coco/{detector}_{method}.json"
+            found.append(Job("coco", result, 4, (*command, "--threads", "4", "--keep-memory")))
+    for method in ("FRS", "SSIM"):
+        for name, opts in KEYS.items():
+            config = SHAPES.format(method=method, detector="faster_rcnn")
+            command = ("d2kd.benchmark", "--config-file", config, "--no-memory", "--no-alone")
+            result = f"keys/faster_rcnn_{method}_{name}.json"
+            found.append(Job("keys", result, 1, (*command, "--threads", "1", *opts)))
+    found.append(Job("compare", "compare.json", 4, ("experiments.benchmark.compare", "--threads", "4")))
+    found.append(Job("data", "data.json", 1, ("experiments.benchmark.data",), once=False))
+    return found
+
+
+def _coco_config(detector: str, method: str) -> str:
+    names = [
+        COCO.format(method=method, detector=detector, schedule=schedule)
+        for schedule in ("1x", "2x")
+    ]
+    return next(name for name in names if (ROOT / name).is_file())
+
+
+def is_there(job: Job, folder: Path) -> bool:
+    """Whether nothing is left to do; a file may hold memory alone."""
+    path = folder / job.result
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return job.once and bool(found.keys() - {"peak_memory_ratio", "peak_memory_mib"})
+
+
+def run(job: Job, folder: Path, end: float) -> bool:
+    """Whether the job's results are there, in the end or by ``end`` of the monotonic clock."""
+    if is_there(job, folder):
+        return True
+    if time.monotonic() >= end:
+        return False
+    start = time.monotonic()
+    module, *options = job.command
+    command = [sys.executable, "-m", module, *options, "--json", str(folder / job.result)]
+    environment = dict(os.environ, OMP_NUM_THREADS=str(job.threads))
+    # A group of its own: what it started ends with it.
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        code = process.wait(timeout=end - start)
+    except subprocess.TimeoutExpired:
+        code = "out of time"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    print(f"{job.result}: {code or 'done'}, {time.monotonic() - start:.0f} s", flush=True)
+    return code == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs/benchmark", help="for results")
+    groups = list(dict.fromkeys(job.group for job in jobs()))
+    parser.add_argument("--only", nargs="+", choices=groups, default=groups)
+    parser.add_argument("--minutes", type=float, default=60, help="stop after so many")
+    parser.add_argument("--jobs", type=int, default=1, help="so many one-thread jobs at a time")
+    args = parser.parse_args()
+    end = time.monotonic() + 60 * args.minutes
+    chosen = [job for job in jobs() if job.group in args.only]
+    narrow = [job for job in chosen if job.threads == 1]
+    wide = [job for job in chosen if job.threads > 1]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        done = list(pool.map(lambda job: run(job, args.folder, end), narrow))
+    done += [run(job, args.folder, end) for job in wide]
+    command = [sys.executable, "tools/bench_report.py", "--folder", str(args.folder)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    missing = [job.result for job, there in zip([*narrow, *wide], done) if not there]
+    if missing:
+        raise SystemExit(f"not there yet, call this again: {', '.join(missing)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""A distilled step in several processes that average their gradients, beside the plain one."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from d2kd.benchmark.memory import resident_mib
+from d2kd.benchmark.networks import build_pair, read_config, synthetic_batches
+from d2kd.benchmark.tasks import Task, floor_and_step
+from d2kd.engine.distributed.process_group import Group, join_group, leave_group
+from d2kd.engine.distributed.worker_processes import run_children
+from d2kd.utils.malloc import keep_freed_memory
+from d2kd.utils.timing import interleave
+
+__all__ = ["measure_processes"]
+
+
+def _run(rank: int, group: Group, config: str, steps: int, out: Path) -> None:
+    """One process: two 320 px images of its own, one thread."""
+    torch.set_num_threads(1)
+    keep_freed_memory("cpu")
+    join_group(group, rank)
+    cfg = read_config(config, ["MODEL.DEVICE", "cpu"])
+    before = resident_mib("VmRSS")
+    pair = build_pair(cfg, random_weights=True)
+    batches = synthetic_batches(cfg, (320, 320), images=2, boxes=4)
+    tasks = floor_and_step(pair, batches, DistributedDataParallel)
+    # Every process takes the tasks in the same order, and waits for the others before each.
+    times = interleave({k: _after_barrier(v) for k, v in tasks.items()}, steps)
+    if rank == 0:
+        found = {name: sample.median for name, sample in times.items()}
+        found["peak_memory_mib"] = round(resident_mib("VmHWM") - before, 1)
+        out.write_text(json.dumps(found))
+    leave_group()
+
+
+def _after_barrier(task: Task) -> Task:
+    def run(turn: int) -> None:
+        dist.barrier()
+        task(turn)
+
+    return run
+
+
+def measure_processes(config: str, count: int, steps: int) -> dict[str, float]:
+    """Medians of plain, needed and distilled in so many processes; memory is that of one of them.
+
+    Args:
+        config: of a method.
+        count: of processes; each has its own batch.
+        steps: that are timed.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        out, group = Path(folder) / "out.json", Group("cpu", count, address=f"file://{folder}/meet")
+        calls = {f"rank {i}": (i, group, config, steps, out) for i in range(count)}
+        run_children(_run, calls)
+        found = json.loads(out.read_text())
+    floor = found["student_step_s"] + found["teacher_needed_s"]
+    found["overhead_ratio"] = round(found["distilled_step_s"] / floor, 4)
+    return found

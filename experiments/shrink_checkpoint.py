@@ -1,0 +1,40 @@
+#!/usr/bin/env python
+"""Keep a checkpoint's model alone, in half precision: a teacher small enough to ship.
+
+python tools/shrink_checkpoint.py output/shapes/faster_rcnn_teacher/model_final.pth \\
+    configs/shapes/faster_rcnn_teacher_fp16.pth
+"""
+
+import argparse
+
+import torch
+from torch import Tensor
+
+__all__ = ["shrink"]
+
+
+def shrink(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point tensors in float16, others as they are.
+
+    Raises:
+        ValueError: a value is beyond float16's range.
+    """
+    small = {k: v.half() if v.is_floating_point() else v.clone() for k, v in state.items()}
+    for name, value in small.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{name} has values beyond float16's range")
+    return small
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", help="a checkpoint of Detectron2, e.g. model_final.pth")
+    parser.add_argument("target", help="the file to write")
+    args = parser.parse_args(arguments)
+    # Detectron2's checkpoints also hold the optimizer and the trainer's state.
+    checkpoint = torch.load(args.source, map_location="cpu", weights_only=False)
+    torch.save({"model": shrink(checkpoint["model"])}, args.target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,3 +1,0 @@
-"""Data tests: a data root of their own, and a small data set in it."""
-
-from toy_fixtures import root, voc  # noqa: F401  fixtures

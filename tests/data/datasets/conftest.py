@@ -1,0 +1,3 @@
+"""Data tests: a data root of their own, and a small data set in it."""
+
+from tests.common.toy_fixtures import root, voc  # noqa: F401  fixtures
