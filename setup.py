@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Packaging of d2kd."""
 
 from setuptools import find_packages, setup

@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Train, distil or evaluate a detector.
 
     python train_net.py --config-file configs/TAR/faster_rcnn_R_50_from_R_101_FPN_1x.yaml [--num-gpus 8]
@@ -20,7 +21,7 @@ from detectron2.utils.logger import setup_logger
 from d2kd import DistillTrainer
 from d2kd.checkpoint.last_checkpoint import find_last
 from d2kd.checkpoint.output_dir import prepare_output
-from d2kd.checkpoint.weights import find_weights, load_completely
+from d2kd.checkpoint.weights import load_weights_strict, resolve_weights
 from d2kd.config.load import load_config
 from d2kd.data import check_num_classes, register_custom_datasets
 from d2kd.engine.distributed.launch import add_launch_options, launch
@@ -46,7 +47,7 @@ def eval_student(cfg: CfgNode, resume: bool) -> OrderedDict:
     plain.defrost()
     plain.DISTILL.ENABLED = False
     model = DistillTrainer.build_model(plain)
-    load_completely(model, weights, path, "student")
+    load_weights_strict(model, weights, path, "student")
     return DistillTrainer.test(plain, model)
 
 
@@ -65,7 +66,7 @@ def find_student(cfg: CfgNode, resume: bool) -> tuple[str, str]:
             "--eval-only needs a trained student: set MODEL.WEIGHTS to its checkpoint, or add "
             "--resume for the last one in OUTPUT_DIR"
         )
-    return cfg.MODEL.WEIGHTS, find_weights(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+    return cfg.MODEL.WEIGHTS, resolve_weights(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
 
 
 def eval_teacher(cfg: CfgNode) -> OrderedDict:

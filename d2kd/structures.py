@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The records in which a student, a teacher and the losses meet.
 
 Shape shorthand in this file:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Rerun the comparison of all methods: teachers, timing, and every student under several seeds.
 
-python tools/ablation.py --suite shapes --seeds 1 2 3 --jobs 3
+python -m experiments.ablation --suite shapes --seeds 1 2 3 --jobs 3
 
 Stops and resumes anywhere: what is finished lies under output/ablation. Teachers that are not there
 are trained first; then each method's step is timed with nothing beside it; then the students are

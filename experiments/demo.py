@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """A teacher, a student trained plainly, and the same student distilled, on the synthetic shapes.
 
 python tools/demo.py
@@ -28,7 +29,15 @@ from tabulate import tabulate
 from d2kd import DistillTrainer, add_d2kd_config
 from d2kd.modeling.build import build_teacher, read_teacher_config
 from experiments.plots import Detections, detections_grid
-from experiments.training_runs import ROOT, Run, count_params, device, file_sha256, remember, train
+from experiments.training_runs import (
+    ROOT,
+    Run,
+    cached_result,
+    count_params,
+    device,
+    file_sha256,
+    train,
+)
 
 CONFIG = "configs/shapes/SSIM/faster_rcnn_thin_from_wide_800.yaml"
 TEST_SET = "d2kd_shapes_test"
@@ -79,7 +88,7 @@ def evaluate_teacher(cfg: CfgNode, output: Path) -> dict[str, float]:
 
     cfg.OUTPUT_DIR = str(output)
     settings = {"config": cfg.dump(), "weights": file_sha256(Path(cfg.MODEL.WEIGHTS))}
-    return remember(output, settings, compute)
+    return cached_result(output, settings, compute)
 
 
 def time_training_step(cfg: CfgNode) -> float:

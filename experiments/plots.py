@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What the tools draw: detections side by side, and bars with the spread of the seeds."""
 
 from collections.abc import Sequence

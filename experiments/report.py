@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The ablation's rows: kept as JSON, written as a table, drawn as bars."""
 
 import json

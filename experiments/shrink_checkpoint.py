@@ -1,7 +1,8 @@
 #!/usr/bin/env python
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Keep a checkpoint's model alone, in half precision: a teacher small enough to ship.
 
-python tools/shrink_checkpoint.py output/shapes/faster_rcnn_teacher/model_final.pth \\
+python -m experiments.shrink_checkpoint output/shapes/faster_rcnn_teacher/model_final.pth \\
     configs/shapes/faster_rcnn_teacher_fp16.pth
 """
 

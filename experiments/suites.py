@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What the ablation compares: methods as yaml files and, for variants, options over them."""
 
 from typing import NamedTuple

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """One training as a subprocess of train_net.py: started, watched, and its results read back."""
 
 import hashlib
@@ -28,7 +29,7 @@ __all__ = [
     "file_sha256",
     "metrics",
     "progress",
-    "remember",
+    "cached_result",
     "train",
 ]
 
@@ -58,7 +59,7 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def remember(folder: Path, settings: dict, compute: Callable[[], dict]) -> dict:
+def cached_result(folder: Path, settings: dict, compute: Callable[[], dict]) -> dict:
     """Results that lie in ``folder`` if they were computed with these settings, or computed now.
 
     A folder whose settings differ, or that was not finished, is emptied first.
@@ -101,7 +102,7 @@ def train(run: Run, threads: int | None = None, every: int = 20) -> dict[str, fl
         "teacher": _teacher_sha256(run),
         "threads": threads,
     }
-    return remember(run.output, settings, lambda: execute(run, threads, every))
+    return cached_result(run.output, settings, lambda: execute(run, threads, every))
 
 
 def _teacher_sha256(run: Run) -> str:

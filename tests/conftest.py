@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What several folders of tests share; helpers.py builds the tiny detectors."""
 
 import os

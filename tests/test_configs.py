@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Every yaml says what it must and can be built; on the meta device, so without weights or time."""
 
 import re
@@ -22,9 +23,9 @@ every_leaf = pytest.mark.parametrize("path", LEAVES, ids=IDS)
 def at_the_root_without_weights(monkeypatch):
     """Paths in the configs start at the repository; no checkpoint is read or downloaded."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(build, "find_weights", lambda weights, key: weights)
+    monkeypatch.setattr(build, "resolve_weights", lambda weights, key: weights)
     monkeypatch.setattr(build, "_sha256", lambda path: "")
-    monkeypatch.setattr(build, "load_completely", lambda *_: None)
+    monkeypatch.setattr(build, "load_weights_strict", lambda *_: None)
 
 
 def _cfg(path):

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Imports go down only: a loss knows no detector, a detector no trainer, the maths nobody."""
 
 import ast
@@ -26,7 +27,7 @@ FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 LOSS_MODULES = ("losses.feature", "losses.classification", "losses.regression")
 # What the lower floors may take from Detectron2.
 ALLOWED = {
-    "utils": ("detectron2.utils",),
+    "utils": ("detectron2.utils", "detectron2"),
     "structures": (),
     "losses": ("detectron2.layers", "detectron2.structures"),
     "config": ("detectron2.config", "detectron2.utils", "detectron2.model_zoo"),

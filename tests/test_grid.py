@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Everything combines: masks x distances, sets of losses, and detectors, one training step each."""
 
 from itertools import chain, combinations
@@ -10,7 +11,7 @@ from d2kd.config.defaults import LOSS_NAMES
 from d2kd.losses import DISTANCE_REGISTRY, MASK_REGISTRY
 from d2kd.modeling import Distiller, FrozenTeacher
 from d2kd.modeling.build_losses import build_distill_losses
-from d2kd.modeling.paired_forward.registry import get_observer
+from d2kd.modeling.paired_forward.registry import get_paired_forward
 from tests.common.helpers import build_pair, plain_cfg
 from tests.common.tiny_dense import build_dense, dense_cfg, make_batch
 
@@ -36,9 +37,9 @@ def take_step(pair, opts):
     cfg = cfg.clone()
     cfg.merge_from_list(opts)
     losses = build_distill_losses(cfg, student, teacher.model)
-    observe = get_observer(cfg.MODEL.META_ARCHITECTURE)
+    forward_pair = get_paired_forward(cfg.MODEL.META_ARCHITECTURE)
     distiller = Distiller(
-        student=student, teacher=teacher, distill_losses=losses, observe=observe
+        student=student, teacher=teacher, distill_losses=losses, forward_pair=forward_pair
     ).train()
     for name in losses:
         distiller.register_loss_hook(name, lambda loss, step: {f"distill_{loss.name}": loss(step)})

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The installed Detectron2 works here, and the build that may have made it fails loudly."""
 
 import hashlib

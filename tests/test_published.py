@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The COCO presets hold what the papers and their released code publish, value by value."""
 
 from pathlib import Path

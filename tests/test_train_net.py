@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The training script as a user calls it: distil, resume, evaluate."""
 
 import json

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Train a teacher's student with and without the teacher, on the synthetic shapes.
 
-    python tools/demo.py [--iterations N] [--seed N] [--output FOLDER]
+python tools/demo.py [--iterations N] [--seed N] [--output FOLDER]
 """
 
 import sys

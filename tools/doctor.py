@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Check a set-up before spending GPU hours on it (docs/doctor.md shows what it says).
 
     python tools/doctor.py \\

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """``python -m d2kd.benchmark``."""
 
 from .run import main

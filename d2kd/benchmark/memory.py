@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Peak memory of a few steps, each kind of step in a process of its own.
 
 Counted is what the process needs beyond interpreter, libraries and batch: its peak while it runs
@@ -19,7 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes
 
 from ..utils.malloc import keep_freed_memory
-from .networks import build_any_teacher, build_pair, build_stock, read_config
+from .networks import build_any_teacher, build_networks, build_stock, read_config
 from .options import as_arguments, load_batches, parse_args
 from .tasks import Task, teacher_needed, train_step
 
@@ -83,7 +84,7 @@ def _build_task(
     if part == "student":
         return train_step(cfg, build_stock(cfg), batches)
     if part == "distilled":
-        pair = build_pair(cfg, random, apart=False)
+        pair = build_networks(cfg, random, apart=False)
         return train_step(cfg, pair.distiller(list(pair.losses)), batches)
     model = build_any_teacher(cfg, random)[0].model
     # As many regions as a student's sampler makes positive at most, roughly.

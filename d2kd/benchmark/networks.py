@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What the benchmark measures: a student, its teacher and batches, from a config."""
 
 import copy
@@ -14,21 +15,21 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from .. import DistillTrainer
 from ..config.defaults import plain_config
 from ..config.load import load_config
 from ..data import register_custom_datasets
 from ..data.num_classes import num_classes
+from ..engine import DistillTrainer
 from ..modeling import LOSS_PREFIX, Distiller, FrozenTeacher
 from ..modeling.build import build_student, build_teacher, read_teacher_config
 from ..modeling.build_losses import build_distill_losses
 from ..modeling.compatibility import check_pair
-from ..modeling.paired_forward.registry import get_observer
+from ..modeling.paired_forward.registry import get_paired_forward
 
 __all__ = [
     "Pair",
     "build_any_teacher",
-    "build_pair",
+    "build_networks",
     "build_stock",
     "read_config",
     "real_batches",
@@ -43,7 +44,7 @@ class Pair:
     Attributes:
         stock: Detectron2's own model of the student's config; its tensors are the student's.
         teacher: as Detectron2 builds it, in its own layout: of the floor.
-        arranged: the same as the config's keys have it, e.g. channels last: of the distilled step.
+        optimized_teacher: the same as the config's keys have it, e.g. channels last: of the distilled step.
         random: whose weights are random; any of "student", "teacher".
     """
 
@@ -51,7 +52,7 @@ class Pair:
     stock: nn.Module | None
     student: nn.Module
     teacher: FrozenTeacher
-    arranged: FrozenTeacher
+    optimized_teacher: FrozenTeacher
     losses: nn.ModuleDict
     random: list[str]
 
@@ -59,9 +60,9 @@ class Pair:
         """What training under these losses alone would build, on the shared networks."""
         model = Distiller(
             student=self.student,
-            teacher=self.arranged,
+            teacher=self.optimized_teacher,
             distill_losses=nn.ModuleDict({name: self.losses[name] for name in names}),
-            observe=get_observer(self.cfg.MODEL.META_ARCHITECTURE),
+            forward_pair=get_paired_forward(self.cfg.MODEL.META_ARCHITECTURE),
             proposals=self.cfg.DISTILL.PROPOSALS,
         ).train()
         for name in names:
@@ -104,7 +105,7 @@ def build_any_teacher(cfg: CfgNode, random_weights: bool = False) -> tuple[Froze
     return FrozenTeacher(_tame(build_model(teacher_cfg)), swap_channels=swap), True
 
 
-def build_pair(cfg: CfgNode, random_weights: bool = False, apart: bool = True) -> Pair:
+def build_networks(cfg: CfgNode, random_weights: bool = False, apart: bool = True) -> Pair:
     """Both detectors and the losses; weights that are not on this machine are random instead.
 
     Args:
@@ -120,16 +121,16 @@ def build_pair(cfg: CfgNode, random_weights: bool = False, apart: bool = True) -
         DetectionCheckpointer(student).load(cfg.MODEL.WEIGHTS, checkpointables=[])
     teacher, drawn = build_any_teacher(cfg, random_weights)
     random += ["teacher"] if drawn else []
-    arranged = copy.deepcopy(teacher) if apart else teacher
+    optimized_teacher = copy.deepcopy(teacher) if apart else teacher
     keys = cfg.DISTILL.TEACHER
-    arranged.arrange(keys.LAYOUT, keys.COMPILE, keys.PRECISION)
+    optimized_teacher.arrange(keys.LAYOUT, keys.COMPILE, keys.PRECISION)
     losses = build_distill_losses(cfg, student, teacher.model).to(cfg.MODEL.DEVICE)
     requires = frozenset().union(*(loss.requires for loss in losses.values()))
     check_pair(cfg, read_teacher_config(cfg), requires)
     stock = build_stock(cfg) if apart else None
     if stock:
         stock.load_state_dict(student.state_dict(keep_vars=True), assign=True)
-    return Pair(cfg, stock, student, teacher, arranged, losses, random)
+    return Pair(cfg, stock, student, teacher, optimized_teacher, losses, random)
 
 
 def _tame(model: nn.Module) -> nn.Module:

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The options that the benchmark and the processes it starts have in common."""
 
 import argparse

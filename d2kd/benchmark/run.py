@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Say what a distilled step costs: seconds, and how far above its floor.
 
     python tools/benchmark.py --json out.json \\
@@ -21,7 +22,7 @@ from tabulate import tabulate
 from ..utils.malloc import keep_freed_memory
 from ..utils.timing import Sample, describe_machine, interleave
 from .memory import measure_peaks
-from .networks import Pair, build_pair, read_config
+from .networks import Pair, build_networks, read_config
 from .options import load_batches, parse_args
 from .tasks import (
     Task,
@@ -131,7 +132,7 @@ def main() -> None:
     args = parse_args(__doc__.splitlines()[0])
     cfg = read_config(args.config_file, args.opts)
     keep_freed_memory(cfg.MODEL.DEVICE)
-    pair = build_pair(cfg, args.random_weights)
+    pair = build_networks(cfg, args.random_weights)
     peaks = known_peaks(args.json) if args.keep_memory else {}
     if not peaks and not args.no_memory:
         peaks = measure_peaks(args, pair.requires(list(pair.losses)))

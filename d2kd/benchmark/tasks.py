@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The tasks that are timed: steps of training, the teacher's parts, each loss on its own."""
 
 import dataclasses
@@ -9,7 +10,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from .. import DistillTrainer
+from ..engine import DistillTrainer
 from ..modeling.paired_forward.dense import box_maps, class_logits
 from ..structures import DetectorOutputs, DistillStep
 from .networks import Pair
@@ -45,7 +46,7 @@ class Recorded:
 def record_batches(pair: Pair, batches: list[list[dict]]) -> list[Recorded]:
     """Run every batch once under all losses and keep what the losses were given."""
     model, seen, found = pair.distiller(list(pair.losses)), [], []
-    heads = getattr(pair.arranged.model, "roi_heads", None)
+    heads = getattr(pair.optimized_teacher.model, "roi_heads", None)
     hook = heads and heads.box_pooler.register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[1])
     )
@@ -53,7 +54,7 @@ def record_batches(pair: Pair, batches: list[list[dict]]) -> list[Recorded]:
         seen.clear()
         torch.manual_seed(0)
         with EventStorage():
-            _, step = model.observe(model.student, model.teacher, batch, model.want)
+            _, step = model.forward_pair(model.student, model.teacher, batch, model.required)
         found.append(Recorded(_with_leaves(step), seen[0] if seen else []))
     if hook:
         hook.remove()

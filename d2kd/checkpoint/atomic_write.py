@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Checkpoints that are there whole or not at all, whatever ends the process."""
 
 import logging
@@ -11,7 +12,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..utils.errors import WeightsError
 
-__all__ = ["WholeFiles", "remove_unfinished", "write_whole"]
+__all__ = ["AtomicPathManager", "remove_unfinished", "atomic_write"]
 
 UNFINISHED = ".unfinished"
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def write_whole(path: str, mode: str) -> Iterator[IO]:
+def atomic_write(path: str, mode: str) -> Iterator[IO]:
     """Open a local file that takes its name only when it is complete and on the disk.
 
     Written beside its place, flushed to the disk, renamed: who reads ``path`` finds the old file
@@ -52,7 +53,7 @@ def _sync_folder(folder: str) -> None:
             os.close(handle)
 
 
-class WholeFiles:
+class AtomicPathManager:
     """Detectron2's PathManager for a ``Checkpointer.path_manager``: local files are written whole.
 
     ``Checkpointer.save`` writes the checkpoint and then ``last_checkpoint`` through it, so
@@ -75,7 +76,7 @@ class WholeFiles:
                 yield file
             return
         try:
-            with write_whole(path, mode) as file:
+            with atomic_write(path, mode) as file:
                 yield file
         # PyTorch's writer turns the system's error into a RuntimeError of its own.
         except (OSError, RuntimeError) as error:

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """With which keys a run was trained so far, so that what is resumed otherwise is not a surprise."""
 
 import logging
@@ -9,7 +10,7 @@ from detectron2.config import CfgNode
 from ..config import get_value
 from ..config.load import all_keys
 
-__all__ = ["RecordedKeys", "describe_changes"]
+__all__ = ["ConfigFingerprint", "describe_changes"]
 
 # Groups that decide what is learned from which images.
 _GROUPS = ("DISTILL", "INPUT", "MODEL", "SOLVER")
@@ -27,7 +28,7 @@ _FREE = (
 logger = logging.getLogger(__name__)
 
 
-class RecordedKeys:
+class ConfigFingerprint:
     """A checkpointable of a config's values that warns, once, if resumed with others."""
 
     def __init__(self, cfg: CfgNode):

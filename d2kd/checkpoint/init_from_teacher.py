@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Starting a student from its teacher's own weights, module by module."""
 
 import logging
@@ -7,13 +8,13 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-__all__ = ["inherit"]
+__all__ = ["init_from_teacher"]
 
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def inherit(student: nn.Module, teacher: nn.Module, prefixes: Sequence[str]) -> list[str]:
+def init_from_teacher(student: nn.Module, teacher: nn.Module, prefixes: Sequence[str]) -> list[str]:
     """Copy the teacher's weights into the student where names and shapes agree.
 
     Args:

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The checkpoint that a run goes on from: read before it is used, and the same in all processes."""
 
 import os
@@ -8,7 +9,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..utils.errors import ResumeError
-from .weights import read_as_data
+from .weights import safe_load
 
 __all__ = ["LastCheckpoint", "find_last"]
 
@@ -76,7 +77,7 @@ def _read_last(folder: str) -> LastCheckpoint | None:
     if not PathManager.isfile(path):
         raise ResumeError(f"{pointer} names {name}, which is not there. {_advise(folder, name)}")
     try:
-        content = read_as_data(path)
+        content = safe_load(path)
     except Exception as error:  # of torch, pickle, zipfile or the system
         raise ResumeError(
             f"{path} cannot be read as a checkpoint: {error}. {_advise(folder, name)}"

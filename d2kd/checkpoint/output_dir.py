@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The output folder, made and tried before anything is trained."""
 
 import logging

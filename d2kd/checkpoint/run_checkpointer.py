@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Does a checkpoint fit what is to go on from it? Asked before anything of it is loaded."""
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ def check_fits(
         content: of the checkpoint.
         modules: name in ``content`` -> what is loaded from there.
         optimizer: that is to go on.
-        keys: of ``RecordedKeys``, now.
+        keys: of ``ConfigFingerprint``, now.
 
     Raises:
         ResumeError: names the keys that have changed.

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Exact resuming: what a checkpoint must remember beside weights, optimizer and schedule."""
 
 import logging
@@ -18,8 +19,8 @@ __all__ = [
     "AfterEvaluation",
     "BeforeCheckpoint",
     "RunCheckpointer",
-    "Streams",
-    "TeacherIdentity",
+    "RunState",
+    "TeacherFingerprint",
     "add_resume_hooks",
     "get_loaders",
 ]
@@ -27,7 +28,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-class TeacherIdentity:
+class TeacherFingerprint:
     """A checkpointable that remembers whose student this is, and refuses another teacher."""
 
     def __init__(self, identity: dict):
@@ -90,7 +91,7 @@ class RunCheckpointer(DetectionCheckpointer):
         )
 
 
-class Streams:
+class RunState:
     """A checkpointable of what is random: data order, data workers, the processes' own streams.
 
     With several processes each has its own; ``collect`` brings them together, and all processes
@@ -176,7 +177,7 @@ class Streams:
 class _Due(HookBase):
     """Knows what happens after which step."""
 
-    def __init__(self, cfg: CfgNode, streams: Streams):
+    def __init__(self, cfg: CfgNode, streams: RunState):
         self.streams = streams
         self._save = cfg.SOLVER.CHECKPOINT_PERIOD
         self._evaluate = cfg.TEST.EVAL_PERIOD if cfg.DATASETS.TEST else 0
@@ -219,7 +220,7 @@ class AfterEvaluation(_Due):
             self.trainer.checkpointer.save(name, iteration=self.trainer.iter)
 
 
-def add_resume_hooks(hooks: list[HookBase], cfg: CfgNode, streams: Streams) -> None:
+def add_resume_hooks(hooks: list[HookBase], cfg: CfgNode, streams: RunState) -> None:
     """Insert the hooks of exact resuming into Detectron2's.
 
     Args:

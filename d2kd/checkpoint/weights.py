@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Checkpoint files: fetched, whole, and without code in them; and what of them a model takes."""
 
 import logging
@@ -14,10 +15,10 @@ from torch import nn
 __all__ = [
     "Loaded",
     "UnreachableError",
-    "find_weights",
-    "load_completely",
+    "resolve_weights",
+    "load_weights_strict",
     "load_weights",
-    "read_as_data",
+    "safe_load",
 ]
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class _ArraysOnly(pickle.Unpickler):
         )
 
 
-def read_as_data(path: str) -> Any:
+def safe_load(path: str) -> Any:
     """The content of a local checkpoint, of which nothing can run; raises whatever is wrong."""
     if path.endswith(".pkl"):
         with open(path, "rb") as file:
@@ -85,7 +86,7 @@ def read_as_data(path: str) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def find_weights(weights: str, key: str) -> str:
+def resolve_weights(weights: str, key: str) -> str:
     """The local file of a checkpoint, downloaded if need be, which is safe to load.
 
     Args:
@@ -112,7 +113,7 @@ def find_weights(weights: str, key: str) -> str:
             "detectron2:// address of a checkpoint"
         )
     try:
-        read_as_data(file)
+        safe_load(file)
     except Exception as error:
         raise ValueError(
             f"{key} {weights} cannot be read as a checkpoint of weights alone: {error}"
@@ -125,7 +126,7 @@ def load_weights(model: nn.Module, path: str) -> Loaded:
 
     Args:
         model: changed in place.
-        path: from ``find_weights``.
+        path: from ``resolve_weights``.
     """
     checkpointer = _ReportingCheckpointer(model)
     checkpointer.load(path, checkpointables=[])
@@ -142,12 +143,12 @@ def load_weights(model: nn.Module, path: str) -> Loaded:
     )
 
 
-def load_completely(model: nn.Module, weights: str, path: str, whose: str) -> None:
+def load_weights_strict(model: nn.Module, weights: str, path: str, whose: str) -> None:
     """Load every one of a detector's weights and log how many matched, or stop.
 
     Args:
         weights: as configured, for messages.
-        path: the local file of ``find_weights``.
+        path: the local file of ``resolve_weights``.
         whose: "student" or "teacher".
 
     Raises:

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Every configuration key that d2kd adds to Detectron2's, each declared once and here."""
 
 from typing import Any

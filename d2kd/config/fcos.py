@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Keys of FCOS, which Detectron2 has only for LazyConfig."""
 
 from detectron2.config import CfgNode as CN

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Every MODEL.GFL key, declared once."""
 
 from detectron2.config import CfgNode as CN

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Reading configs so that what is wrong is named: the file, the key, and what was likely meant."""
 
 import os

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Are the values of a config in their ranges? Asked before anything is read or built."""
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Data sets: the synthetic shapes, and what a config declares under DATASETS.CUSTOM."""
 
 from .datasets.declared import register_custom_datasets

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Detectron2's mapper, in which an image that cannot be read is named, and may be skipped."""
 
 import logging

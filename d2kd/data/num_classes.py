@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Does the detector predict as many classes as the data has?"""
 
 from detectron2.config import CfgNode

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Detectron2's training loader, which can be asked where it stands and go on from there."""
 
 import inspect

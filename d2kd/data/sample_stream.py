@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The samples of a sampler's order from any position on, as if all before had been drawn."""
 
 from collections.abc import Callable, Iterable, Iterator

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Checks of the config and of the output folder; nothing is built yet."""
 
 import os

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Checks of the data: found, sampled, boxes inside, classes met, nothing twice."""
 
 import math

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Checks of the two detectors: complete, of one kind, fed by their own statistics, and adapted."""
 
 from collections import Counter
@@ -6,8 +7,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..checkpoint.init_from_teacher import inherit
-from ..checkpoint.weights import Loaded, UnreachableError, find_weights, load_weights
+from ..checkpoint.init_from_teacher import init_from_teacher
+from ..checkpoint.weights import Loaded, UnreachableError, load_weights, resolve_weights
 from ..modeling import Distiller
 from ..modeling.build import build_teacher, read_teacher_config
 from ..utils.text import first_few
@@ -52,7 +53,7 @@ def _compared(model: Distiller) -> Finding:
         shapes = model.student.backbone.output_shape()
         levels = [f"{name} (stride {shapes[name].stride})" for name in losses["feature"].adapters]
         parts.append("levels " + ", ".join(levels))
-    heads = sorted(model.want.requires - {"features"})
+    heads = sorted(model.required.requires - {"features"})
     if heads:
         parts.append("the heads' " + ", ".join(heads))
     text = f"{', '.join(losses)} compare {'; '.join(parts)}: alike in both detectors"
@@ -95,7 +96,7 @@ def load_start(cfg: CfgNode, model: nn.Module) -> tuple[bool, Finding]:
         return True, ok("start", "random weights: MODEL.WEIGHTS is empty")
     student = model.student if isinstance(model, Distiller) else model
     try:
-        loaded = load_weights(student, find_weights(weights, "MODEL.WEIGHTS"))
+        loaded = load_weights(student, resolve_weights(weights, "MODEL.WEIGHTS"))
     except UnreachableError as problem:
         advice = "training needs it: fetch it beforehand, or run this where it can be had"
         return False, warning("start", str(problem), advice)
@@ -137,7 +138,7 @@ def check_inherit(cfg: CfgNode, model: nn.Module) -> Finding:
             student, teacher = model.student, model.teacher
         else:
             student, teacher = model, build_teacher(read_teacher_config(cfg), cfg.INPUT.FORMAT)
-        copied = inherit(student, teacher.model, prefixes)
+        copied = init_from_teacher(student, teacher.model, prefixes)
     except (ValueError, FileNotFoundError) as problem:
         return error("inherit", str(problem))
     groups = [f"{p} ({sum(name.startswith(p) for name in copied)} tensors)" for p in prefixes]

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """All checks in order; where one makes the rest pointless, it is the last."""
 
 import math
@@ -16,8 +17,8 @@ from . import step_checks as training
 from .config_checks import check_device, check_output, read_config
 from .data_checks import check_data
 from .finding import Finding, Status, error
-from .step_budget import Pace
-from .trial_steps import Trial, run_steps
+from .step_budget import StepBudget
+from .trial_steps import TrialResult, run_steps
 
 __all__ = ["diagnose"]
 
@@ -86,9 +87,9 @@ def diagnose(
         notes.add(networks.check_adapters(cfg, model))
     # Steps on data that cannot be read, or from weights that are not there, say nothing.
     if fine:
-        pace = Pace(batches, images, began + SECONDS if _is_cpu(cfg) else math.inf)
+        budget = StepBudget(batches, images, began + SECONDS if _is_cpu(cfg) else math.inf)
         report_ratios = partial(training.check_ratios, cfg, target=target, started=started)
-        _try_steps(cfg, model, pace, report_ratios, notes)
+        _try_steps(cfg, model, budget, report_ratios, notes)
     return notes.findings
 
 
@@ -99,14 +100,14 @@ def _is_cpu(cfg: CfgNode) -> bool:
 def _try_steps(
     cfg: CfgNode,
     model: nn.Module,
-    pace: Pace,
-    report_ratios: Callable[[Trial], list[Finding]],
+    budget: StepBudget,
+    report_ratios: Callable[[TrialResult], list[Finding]],
     notes: _Notes,
 ) -> None:
     teacher = model.teacher.model if isinstance(model, Distiller) else None
     before = training.fingerprint(teacher) if teacher else []
     try:
-        trial = run_steps(cfg, model, pace)
+        trial = run_steps(cfg, model, budget)
     except Exception as problem:  # whatever a step raises would have stopped the training
         notes.add(error("steps", f"a training step failed: {type(problem).__name__}: {problem}"))
         return

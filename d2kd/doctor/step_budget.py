@@ -1,17 +1,18 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """How many training steps are tried, and on how many images, so that they end in time."""
 
 import math
 import time
 from dataclasses import dataclass
 
-__all__ = ["Pace"]
+__all__ = ["StepBudget"]
 
 # A median needs a few; gradients that are 0 in one batch may not be in the next.
 MOST = 4
 
 
 @dataclass(frozen=True)
-class Pace:
+class StepBudget:
     """What was asked for; what was not is chosen by the time that is left.
 
     Attributes:

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What the trial steps say of losses, gradients, the teacher, the ratios, memory and time."""
 
 import math
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ..modeling import LOSS_PREFIX
 from ..utils.text import first_few
 from .finding import Finding, error, ok, warning
-from .trial_steps import Trial
+from .trial_steps import TrialResult
 
 __all__ = [
     "check_finite",
@@ -33,11 +34,11 @@ def fingerprint(module: nn.Module) -> list[Tensor]:
     return [value.clone() for value in module.state_dict().values()]
 
 
-def _means(trial: Trial) -> dict[str, float]:
+def _means(trial: TrialResult) -> dict[str, float]:
     return {k: statistics.fmean(x[k] for x in trial.losses) for k in trial.losses[0]}
 
 
-def check_finite(trial: Trial) -> Finding:
+def check_finite(trial: TrialResult) -> Finding:
     """No loss is infinite or not a number."""
     for losses, images in zip(trial.losses, trial.images):
         bad = [name for name, value in losses.items() if not math.isfinite(value)]
@@ -48,7 +49,7 @@ def check_finite(trial: Trial) -> Finding:
     return ok("finite", f"all losses of {len(trial.losses)} batches; means: {means}")
 
 
-def check_gradients(model: nn.Module, trial: Trial) -> Finding:
+def check_gradients(model: nn.Module, trial: TrialResult) -> Finding:
     """Every trainable parameter gets a gradient, and one that is not 0 in some batch."""
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     lacking = [name for name in trainable if name not in trial.reached]
@@ -82,7 +83,7 @@ def check_teacher_still(teacher: nn.Module, before: list[Tensor]) -> Finding:
 
 
 def check_ratios(
-    cfg: CfgNode, trial: Trial, *, target: float, started: bool = True
+    cfg: CfgNode, trial: TrialResult, *, target: float, started: bool = True
 ) -> list[Finding]:
     """Each distillation loss against the sum of the detection losses, and a weight for a target.
 
@@ -116,7 +117,7 @@ def _advise_of_random(key: str, *_) -> tuple[bool, str]:
     return False, f"nothing follows for {key}: the steps are of random weights, not MODEL.WEIGHTS"
 
 
-def check_memory(trial: Trial) -> Finding:
+def check_memory(trial: TrialResult) -> Finding:
     """The most that was in use at once, so far."""
     part = f", with {trial.used} of {trial.batch} images" if trial.used < trial.batch else ""
     if torch.cuda.is_available():
@@ -136,7 +137,7 @@ def _duration(seconds: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
-def check_time(cfg: CfgNode, trial: Trial) -> Finding:
+def check_time(cfg: CfgNode, trial: TrialResult) -> Finding:
     """Seconds an iteration with and without distillation, and hours for the schedule."""
     batches = cfg.SOLVER.ACCUMULATE_STEPS
     ours = statistics.median(trial.seconds) * trial.shrink * batches
@@ -156,7 +157,7 @@ def check_time(cfg: CfgNode, trial: Trial) -> Finding:
     return ok("time", text)
 
 
-def _measured_on(trial: Trial) -> str:
+def _measured_on(trial: TrialResult) -> str:
     steps = len(trial.seconds)
     text = f"measured on {steps} step{'s' * (steps > 1)} of "
     if not trial.warm:

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """A few training steps that move no weight: what they cost, and what every tensor got."""
 
 import itertools
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 from ..engine import DistillTrainer
 from ..modeling import LOSS_PREFIX, Distiller
 from ..structures import DistillStep
-from .step_budget import Pace
+from .step_budget import StepBudget
 
-__all__ = ["Trial", "run_steps"]
+__all__ = ["TrialResult", "run_steps"]
 
 
 @dataclass
-class Trial:
+class TrialResult:
     """What the steps showed.
 
     Attributes:
@@ -56,7 +57,7 @@ class Trial:
         return all(math.isfinite(x) for losses in self.losses for x in losses.values())
 
 
-def run_steps(cfg: CfgNode, model: nn.Module, pace: Pace) -> Trial:
+def run_steps(cfg: CfgNode, model: nn.Module, budget: StepBudget) -> TrialResult:
     """Forward, backward and an optimizer step at learning rate 0, a few times.
 
     The first step warms up: its times are kept only if no other is made. A loss that is not finite
@@ -66,9 +67,9 @@ def run_steps(cfg: CfgNode, model: nn.Module, pace: Pace) -> Trial:
     Args:
         cfg: the student's.
         model: from ``networks.build``.
-        pace: how many steps, of how many images.
+        budget: how many steps, of how many images.
     """
-    trial = Trial()
+    trial = TrialResult()
     for name in model.distill_losses if isinstance(model, Distiller) else ():
         model.register_loss_hook(name, _unscaled)
     optimizer = DistillTrainer.build_optimizer(cfg, model)
@@ -78,12 +79,12 @@ def run_steps(cfg: CfgNode, model: nn.Module, pace: Pace) -> Trial:
     with EventStorage(), half:
         batches = _load_batches(cfg, trial)
         batch = next(batches)
-        trial.batch, trial.used = len(batch), pace.first_images(len(batch))
+        trial.batch, trial.used = len(batch), budget.first_images(len(batch))
         seconds = _try(model, batch[: trial.used], optimizer, trial) / trial.used
         if trial.finite:
-            _set_images(trial, pace.later_images(len(batch), seconds))
-        for batch in itertools.islice(batches, pace.most):
-            if not trial.finite or not pace.goes_on(seconds * trial.used):
+            _set_images(trial, budget.later_images(len(batch), seconds))
+        for batch in itertools.islice(batches, budget.most):
+            if not trial.finite or not budget.goes_on(seconds * trial.used):
                 break
             seconds = _try(model, batch[: trial.used], optimizer, trial) / trial.used
     trial.warm = len(trial.seconds) > 1
@@ -92,7 +93,7 @@ def run_steps(cfg: CfgNode, model: nn.Module, pace: Pace) -> Trial:
     return trial
 
 
-def _set_images(trial: Trial, count: int) -> None:
+def _set_images(trial: TrialResult, count: int) -> None:
     """Go on with so many images of a batch; losses of fewer are none to compare with."""
     if count > trial.used:
         trial.losses.clear()
@@ -101,7 +102,7 @@ def _set_images(trial: Trial, count: int) -> None:
 
 
 def _try(
-    model: nn.Module, batch: list[dict], optimizer: torch.optim.Optimizer, trial: Trial
+    model: nn.Module, batch: list[dict], optimizer: torch.optim.Optimizer, trial: TrialResult
 ) -> float:
     """Seconds of a step, with that of the student alone."""
     trial.seconds.append(_step(model, batch, optimizer, trial))
@@ -119,7 +120,7 @@ def _unscaled(loss_module: nn.Module, step: DistillStep) -> dict[str, Tensor]:
     return {LOSS_PREFIX + loss_module.name: loss_module(step)}
 
 
-def _load_batches(cfg: CfgNode, trial: Trial) -> Iterator[list[dict]]:
+def _load_batches(cfg: CfgNode, trial: TrialResult) -> Iterator[list[dict]]:
     """Batches as training gets them."""
     single = cfg.clone()
     single.defrost()
@@ -136,7 +137,7 @@ def _step(
     model: nn.Module,
     batch: list[dict],
     optimizer: torch.optim.Optimizer,
-    trial: Trial | None = None,
+    trial: TrialResult | None = None,
 ) -> float:
     """Seconds of one step; the GPU is waited for."""
     _wait()

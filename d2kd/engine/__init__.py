@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Floor 5: schedules, hooks and the trainer."""
 
 from .hooks import DistillLossHook, LossRatioHook, build_distill_hooks

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The hooks that compute distillation losses, and the one that says how large they are."""
 
 from itertools import takewhile

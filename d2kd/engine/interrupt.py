@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Ctrl-C in training: the step is finished, a checkpoint written, and the run can be resumed.
 
 In the last evaluation, when that is done already, it acts at once.

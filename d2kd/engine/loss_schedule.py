@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """How strongly a student listens to its teacher as training goes on: the factor r(i)."""
 
 from detectron2.config import CfgNode

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """A loss that is not finite: which one, where, on what, and the batch to try it again."""
 
 import math
@@ -11,11 +12,11 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
 
-from ..checkpoint.atomic_write import write_whole
+from ..checkpoint.atomic_write import atomic_write
 from ..modeling import LOSS_PREFIX
-from ..modeling.step_record import LatestStep
+from ..modeling.step_record import StepRecord
 
-__all__ = ["NonFiniteLossError", "explain_nonfinite", "read_replay"]
+__all__ = ["NonFiniteLossError", "report_nonfinite_loss", "read_replay"]
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -23,8 +24,8 @@ class NonFiniteLossError(FloatingPointError):
 
 
 @contextmanager
-def explain_nonfinite(
-    model: nn.Module, iteration: int, folder: str, earlier: Sequence[LatestStep] = ()
+def report_nonfinite_loss(
+    model: nn.Module, iteration: int, folder: str, earlier: Sequence[StepRecord] = ()
 ) -> Iterator[None]:
     """Say more where the trainer finds that the losses are not finite.
 
@@ -58,12 +59,12 @@ def explain_nonfinite(
     raise NonFiniteLossError(_describe(latest, iteration, losses, saved, failed)) from failed
 
 
-def _finite(step: LatestStep) -> bool:
+def _finite(step: StepRecord) -> bool:
     return all(math.isfinite(loss.item()) for loss in step.losses.values())
 
 
 def _describe(
-    latest: LatestStep,
+    latest: StepRecord,
     iteration: int,
     losses: dict[str, float],
     saved: str,
@@ -109,14 +110,14 @@ def _replay_path(folder: str, iteration: int) -> str:
     return os.path.join(folder, f"nonfinite_{iteration:07d}{rank}.pth")
 
 
-def _write(path: str, model: nn.Module, latest: LatestStep, record: dict[str, Any]) -> str:
+def _write(path: str, model: nn.Module, latest: StepRecord, record: dict[str, Any]) -> str:
     """Write the replay file; says where, or why not (a full disk must not hide the loss)."""
     record["random"] = latest.random
     record["batch"] = [_plain(sample) for sample in latest.batch]
     record["model"] = model.student.state_dict()
     record["distill_losses"] = model.distill_losses.state_dict()
     try:
-        with write_whole(path, "wb") as file:
+        with atomic_write(path, "wb") as file:
             torch.save(record, file)
     except (OSError, RuntimeError) as error:
         return f"the batch could not be written to {path}: {error}"

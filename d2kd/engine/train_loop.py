@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Training loops over Detectron2's: losses checked in every process, and several batches a step."""
 
 import time

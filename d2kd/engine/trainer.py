@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """DefaultTrainer with a teacher: what is built, registered, saved and resumed."""
 
 import logging
@@ -16,19 +17,19 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..checkpoint.atomic_write import WholeFiles, remove_unfinished
-from ..checkpoint.fingerprint import RecordedKeys
-from ..checkpoint.init_from_teacher import inherit
+from ..checkpoint.atomic_write import AtomicPathManager, remove_unfinished
+from ..checkpoint.fingerprint import ConfigFingerprint
+from ..checkpoint.init_from_teacher import init_from_teacher
 from ..checkpoint.last_checkpoint import find_last
 from ..checkpoint.output_dir import warn_if_used
 from ..checkpoint.run_state import (
     RunCheckpointer,
-    Streams,
-    TeacherIdentity,
+    RunState,
+    TeacherFingerprint,
     add_resume_hooks,
     get_loaders,
 )
-from ..checkpoint.weights import find_weights
+from ..checkpoint.weights import resolve_weights
 from ..config.defaults import OPTIMIZERS, plain_config
 from ..config.validation import describe_warmup
 from ..data import build_mapper
@@ -39,7 +40,7 @@ from ..utils.malloc import keep_freed_memory
 from .distributed.process_group import data_parallel
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
-from .nonfinite import explain_nonfinite
+from .nonfinite import report_nonfinite_loss
 from .train_loop import (
     AccumulatingAMPTrainer,
     AccumulatingTrainer,
@@ -78,15 +79,15 @@ class DistillTrainer(DefaultTrainer):
         self.checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
-        self.checkpointer.path_manager = WholeFiles()
+        self.checkpointer.path_manager = AtomicPathManager()
         self.checkpointer.add_checkpointable("streams", self._streams)
-        self.checkpointer.add_checkpointable("keys", RecordedKeys(cfg))
+        self.checkpointer.add_checkpointable("keys", ConfigFingerprint(cfg))
         if cfg.DISTILL.ENABLED:
             distiller = unwrap(self.model)
             self.checkpointer.model = distiller.student
             self.checkpointer.add_checkpointable("distill_losses", distiller.distill_losses)
             self.checkpointer.add_checkpointable(
-                "teacher", TeacherIdentity(distiller.teacher.identity)
+                "teacher", TeacherFingerprint(distiller.teacher.identity)
             )
         if comm.is_main_process():
             remove_unfinished(cfg.OUTPUT_DIR)
@@ -135,7 +136,7 @@ class DistillTrainer(DefaultTrainer):
     def build_hooks(self):
         hooks = [hook for hook in super().build_hooks() if hook is not None]
         student = getattr(unwrap(self.model), "student", unwrap(self.model))
-        self._streams = Streams(get_loaders(self._trainer, hooks), student)
+        self._streams = RunState(get_loaders(self._trainer, hooks), student)
         add_resume_hooks(hooks, self.cfg, self._streams)
         if self.cfg.DISTILL.ENABLED:
             # Before the writer, which only the main process has: what they log is written in the
@@ -181,7 +182,7 @@ class DistillTrainer(DefaultTrainer):
 
     def run_step(self) -> None:
         recent = getattr(self._trainer, "recent", ())
-        with explain_nonfinite(unwrap(self.model), self.iter, self.cfg.OUTPUT_DIR, recent):
+        with report_nonfinite_loss(unwrap(self.model), self.iter, self.cfg.OUTPUT_DIR, recent):
             super().run_step()
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -195,13 +196,13 @@ class DistillTrainer(DefaultTrainer):
         if not resumed and comm.is_main_process():
             warn_if_used(self.cfg.OUTPUT_DIR)
         if self.cfg.MODEL.WEIGHTS and not resumed:
-            find_weights(self.cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+            resolve_weights(self.cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
         super().resume_or_load(resume=resume)
         if resumed:
             self._streams.warn_if_absent()
         prefixes = self.cfg.DISTILL.STUDENT.INHERIT
         if prefixes and not resumed:
-            inherit(self.checkpointer.model, self._get_teacher(), prefixes)
+            init_from_teacher(self.checkpointer.model, self._get_teacher(), prefixes)
 
     def state_dict(self) -> dict:
         """With the optimizer, which Detectron2 0.6 leaves out of its checkpoints."""
@@ -235,5 +236,5 @@ def _write_student_config(cfg: CfgNode) -> None:
     folder = cfg.OUTPUT_DIR if "://" in cfg.OUTPUT_DIR else os.path.abspath(cfg.OUTPUT_DIR)
     plain.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
     PathManager.mkdirs(cfg.OUTPUT_DIR)
-    with WholeFiles().open(os.path.join(cfg.OUTPUT_DIR, "student.yaml"), "w") as file:
+    with AtomicPathManager().open(os.path.join(cfg.OUTPUT_DIR, "student.yaml"), "w") as file:
         file.write(plain.dump())

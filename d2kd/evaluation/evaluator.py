@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Evaluators by data set: COCO metrics, and VOC AP50 beside them for our own sets."""
 
 import itertools

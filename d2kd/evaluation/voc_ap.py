@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Average precision as Pascal VOC has computed it since 2010.
 
 Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010, section 4.2; area under

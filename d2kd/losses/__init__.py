@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Where and how far student and teacher differ, and the losses made of both.
 
 Only the maths (masks and distances) is exported here. The loss modules read

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Adapters: the layers that bring a student's feature level to the teacher's channels.
 
 Shape shorthand in this file:

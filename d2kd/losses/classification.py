@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The classification loss: the teacher's soft labels on positives or under a mask.
 
 Shape shorthand in this file:

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Distances: how far the student's feature map is from the teacher's, at each location.
 
 A distance is a pure function ``(student, teacher, **parameters) -> (N, H, W)``: the mean over

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The feature loss: a distance between adapted student and teacher features, under a mask.
 
 Shape shorthand in this file:

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What masks, distances and losses share: precision, parameters, matching sizes."""
 
 import functools

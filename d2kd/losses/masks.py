@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Masks: where on a feature level a distance counts, and how much.
 
 A mask is a pure function ``(MaskInput, **parameters) -> (N, H, W)``. Adding one is writing it

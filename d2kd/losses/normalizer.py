@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Means: what a sum over locations or regions is divided by, in one process or in many.
 
 Shape shorthand in this file:

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The regression loss: the teacher's boxes as targets, where they are better than the student's.
 
 Shape shorthand in this file:

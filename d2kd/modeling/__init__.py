@@ -1,9 +1,10 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Floor 4: detectors, and how a student and its teacher are run side by side."""
 
 from .distiller import LOSS_PREFIX, Distiller
 from .meta_arch import fcos, gfl  # noqa: F401  registers meta-architectures
 from .paired_forward import dense, rcnn  # noqa: F401  registers the paired forwards
-from .paired_forward.registry import register_observer
+from .paired_forward.registry import register_paired_forward
 from .roi_heads import SharedProposalROIHeads
 from .teacher import FrozenTeacher
 
@@ -12,5 +13,5 @@ __all__ = [
     "Distiller",
     "FrozenTeacher",
     "SharedProposalROIHeads",
-    "register_observer",
+    "register_paired_forward",
 ]

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Building the two detectors: the student from the config, the teacher from its own, complete."""
 
 import hashlib
@@ -8,7 +9,7 @@ from detectron2.model_zoo import get_checkpoint_url, get_config_file
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..checkpoint.weights import find_weights, load_completely
+from ..checkpoint.weights import load_weights_strict, resolve_weights
 from ..config.defaults import add_d2kd_config
 from ..config.load import merge_file
 from .compatibility import check_two_stage
@@ -98,11 +99,11 @@ def build_teacher(teacher_cfg: CfgNode, student_format: str) -> FrozenTeacher:
             f"{student_format}: set INPUT.FORMAT to {teacher_cfg.INPUT.FORMAT!r}"
         )
     weights = teacher_cfg.MODEL.WEIGHTS
-    path = find_weights(weights, "DISTILL.TEACHER.WEIGHTS")
+    path = resolve_weights(weights, "DISTILL.TEACHER.WEIGHTS")
     # Of the very file that is read next: it may be replaced while the student trains.
     identity = {"weights": weights, "sha256": _sha256(path)}
     model = build_model(teacher_cfg)
-    load_completely(model, weights, path, "teacher")
+    load_weights_strict(model, weights, path, "teacher")
     return FrozenTeacher(model, swap_channels=len(formats) > 1, identity=identity)
 
 

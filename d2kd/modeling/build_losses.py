@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """From the DISTILL.* keys to loss modules: the only place where a loss meets a config."""
 
 from collections.abc import Callable

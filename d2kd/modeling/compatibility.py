@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What must agree between a student and its teacher, checked before the first step."""
 
 from collections.abc import Iterable
@@ -46,7 +47,7 @@ def check_pair(cfg: CfgNode, teacher_cfg: CfgNode, requires: frozenset[str]) -> 
 
     Args:
         cfg, teacher_cfg: the student's and the teacher's full configs.
-        requires: what the losses read from the teacher (``Wanted.requires``).
+        requires: what the losses read from the teacher (``RequiredOutputs.requires``).
 
     Raises:
         ValueError: names the key, both values, and what to set it to.

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The meta-architecture in which a frozen teacher and a trainable student live together."""
 
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from ..structures import DistillStep
 from .build import build_student, build_teacher, read_teacher_config
 from .build_losses import build_distill_losses
 from .compatibility import check_pair
-from .paired_forward.registry import Observer, Wanted, get_observer
-from .step_record import LatestStep
+from .paired_forward.registry import PairForward, RequiredOutputs, get_paired_forward
+from .step_record import StepRecord
 from .teacher import FrozenTeacher
 
 __all__ = ["LOSS_PREFIX", "Distiller", "LossHook"]
@@ -40,7 +41,7 @@ class Distiller(nn.Module):
         student: nn.Module,
         teacher: FrozenTeacher,
         distill_losses: nn.ModuleDict,
-        observe: Observer,
+        forward_pair: PairForward,
         proposals: str = "student",
     ):
         """
@@ -48,7 +49,7 @@ class Distiller(nn.Module):
             student: the detector to train, from ``build_student``.
             teacher: frozen, complete.
             distill_losses: loss name -> module with ``requires`` and ``forward(step)``.
-            observe: runs both on a batch (``get_observer``).
+            forward_pair: runs both on a batch (``get_paired_forward``).
             proposals: "student" or "union"; two-stage detectors only.
         """
         super().__init__()
@@ -57,17 +58,17 @@ class Distiller(nn.Module):
         self.student = student
         self.teacher = teacher
         self.distill_losses = distill_losses
-        self.observe = observe
+        self.forward_pair = forward_pair
         requires = frozenset().union(*(loss.requires for loss in distill_losses.values()))
-        self.want = Wanted(requires, proposals)
+        self.required = RequiredOutputs(requires, proposals)
         self._loss_hooks: dict[str, LossHook] = {}
         self._finished: set[str] = set()
-        teacher.share_images_with(student)
-        self.latest: LatestStep | None = None
+        teacher.reuse_student_inputs(student)
+        self.latest: StepRecord | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        observe = get_observer(cfg.MODEL.META_ARCHITECTURE)
+        forward_pair = get_paired_forward(cfg.MODEL.META_ARCHITECTURE)
         teacher_cfg = read_teacher_config(cfg)
         student = build_student(cfg)
         # The student's random streams must not depend on its having a teacher: a distilled run
@@ -84,7 +85,7 @@ class Distiller(nn.Module):
             "student": student,
             "teacher": teacher,
             "distill_losses": losses.to(cfg.MODEL.DEVICE),
-            "observe": observe,
+            "forward_pair": forward_pair,
             "proposals": cfg.DISTILL.PROPOSALS,
         }
 
@@ -115,10 +116,10 @@ class Distiller(nn.Module):
         """Losses in training (dict of scalars), the student's detections in eval mode."""
         if not self.training:
             return self.student(batch)
-        self.latest = LatestStep(batch)
-        if self._finished == set(self.distill_losses) and self.want.proposals == "student":
+        self.latest = StepRecord(batch)
+        if self._finished == set(self.distill_losses) and self.required.proposals == "student":
             return self._forward_without_teacher(batch)
-        losses, step = self.observe(self.student, self.teacher, batch, self.want)
+        losses, step = self.forward_pair(self.student, self.teacher, batch, self.required)
         for name, loss_module in self.distill_losses.items():
             losses.update(self._get_hook(name)(loss_module, step))
         self.latest.losses = {name: loss.detach() for name, loss in losses.items()}

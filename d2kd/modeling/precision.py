@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """In which precision a frozen detector computes, and that others see float32."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """ROI heads that hand out what they predicted, so that nothing is computed twice.
 
 Shape shorthand in this file:

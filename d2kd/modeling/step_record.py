@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What a step was made of, kept until the next one, to explain a loss that is not finite."""
 
 from dataclasses import dataclass, field
@@ -5,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["LatestStep", "random_state"]
+__all__ = ["StepRecord", "random_state"]
 
 
 def random_state() -> dict[str, Tensor]:
@@ -17,7 +18,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 @dataclass
-class LatestStep:
+class StepRecord:
     """One step's inputs and losses, as far as it has come.
 
     Attributes:

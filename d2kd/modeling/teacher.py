@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The frozen teacher: a detector that never trains, never moves, and answers only when asked.
 
 Shape shorthand in this file:
@@ -40,7 +41,7 @@ class FrozenTeacher(nn.Module):
         self.model = model.requires_grad_(False)
         self.swap_channels = swap_channels
         self.identity = identity or {}
-        self._shares_images = False
+        self._reuses_student_inputs = False
         self._channels_last = False
         self._precision = "student"
         self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
@@ -77,14 +78,14 @@ class FrozenTeacher(nn.Module):
             self._compiled = torch.compile(run, options={"freezing": True})
         return self
 
-    def share_images_with(self, student: nn.Module) -> None:
+    def reuse_student_inputs(self, student: nn.Module) -> None:
         """From now on take the student's prepared images, if that changes nothing."""
         ours, theirs = self.model, student
         padding = [
             (x.backbone.size_divisibility, getattr(x.backbone, "padding_constraints", None))
             for x in (ours, theirs)
         ]
-        self._shares_images = (
+        self._reuses_student_inputs = (
             not self.swap_channels
             and padding[0] == padding[1]
             # A model on the meta device, as of a dry run, has no statistics to compare.
@@ -105,7 +106,7 @@ class FrozenTeacher(nn.Module):
             dict: level name -> (N, C, H, W).
         """
         images = prepared
-        if prepared is None or not self._shares_images:
+        if prepared is None or not self._reuses_student_inputs:
             if self.swap_channels:
                 batch = [{"image": x["image"].flip(0)} for x in batch]
             images = self.model.preprocess_image(batch)

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """A user's mistake, in five kinds; every message names a file or key and what to set it to."""
 
 __all__ = [

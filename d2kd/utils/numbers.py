@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What counts as a number in a config or an annotation file."""
 
 import math

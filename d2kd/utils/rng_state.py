@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The states of a process's random streams, in plain values that weights_only loads."""
 
 import random

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Small pieces of messages: a few names of many, and what was likely meant."""
 
 import difflib

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Times of several tasks taken in turns, so that a busy machine slows all of them alike."""
 
 import gc

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Measure everything that BENCHMARK.md tells, and write its tables.
 
     pip install -e '.[benchmark]'
     export DETECTRON2_DATASETS=...      # with bccd/ in it
-    python tools/bench_all.py
+    python -m experiments.benchmark.all
 
 Results that lie in the folder are kept: what was cut off goes on from there, and a file that is
 removed is measured again.
@@ -55,7 +56,11 @@ class Job(NamedTuple):
 
 def jobs() -> list[Job]:
     """All of them, in the order in which they are run: what takes longest comes first."""
-    found = [Job("growth", "growth.json", 1, ("bench_growth.py", "--steps", "5"), once=False)]
+    found = [
+        Job(
+            "growth", "growth.json", 1, ("experiments.benchmark.growth", "--steps", "5"), once=False
+        )
+    ]
     for detector in DETECTORS:
         for method in METHODS:
             config = SHAPES.format(method=method, detector=detector)
@@ -77,7 +82,9 @@ def jobs() -> list[Job]:
             command = ("d2kd.benchmark", "--config-file", config, "--no-memory", "--no-alone")
             result = f"keys/faster_rcnn_{method}_{name}.json"
             found.append(Job("keys", result, 1, (*command, "--threads", "1", *opts)))
-    found.append(Job("compare", "compare.json", 4, ("experiments.benchmark.compare", "--threads", "4")))
+    found.append(
+        Job("compare", "compare.json", 4, ("experiments.benchmark.compare", "--threads", "4"))
+    )
     found.append(Job("data", "data.json", 1, ("experiments.benchmark.data",), once=False))
     return found
 
@@ -136,7 +143,7 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         done = list(pool.map(lambda job: run(job, args.folder, end), narrow))
     done += [run(job, args.folder, end) for job in wide]
-    command = [sys.executable, "tools/bench_report.py", "--folder", str(args.folder)]
+    command = [sys.executable, "-m", "experiments.benchmark.report", "--folder", str(args.folder)]
     subprocess.run(command, cwd=ROOT, check=True)
     missing = [job.result for job, there in zip([*narrow, *wide], done) if not there]
     if missing:

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Compare SSIM with other libraries', and the Gaussian masks with a loop over boxes.
 
     pip install -e '.[benchmark]'
-    python tools/bench_compare.py --json docs/benchmark/compare.json
+    python -m experiments.benchmark.compare --json docs/benchmark/compare.json
 
 Forward and backward on the FPN levels of one 800 x 1333 image, 256 channels, in turns.
 """

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Say how much of a training's time goes into waiting for data.
 
-    python tools/bench_data.py --json docs/benchmark/data.json
+    python -m experiments.benchmark.data --json docs/benchmark/data.json
 
 Short trainings by train_net.py, of which Detectron2's own ``data_time`` and ``time`` are read: the
 plain student, whose steps are the shortest, and one under a teacher. Trainings that the file holds

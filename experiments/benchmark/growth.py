@@ -1,7 +1,8 @@
 #!/usr/bin/env python
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Say how the cost of a distilled step grows with image, batch, boxes, channels and processes.
 
-    python tools/bench_growth.py --json docs/benchmark/growth.json
+    python -m experiments.benchmark.growth --json docs/benchmark/growth.json
 
 On the shapes' Faster R-CNN with random weights, on a CPU's single thread. Points that the file
 holds already are kept.
@@ -17,7 +18,7 @@ import numpy as np
 import yaml
 
 from d2kd.benchmark.memory import measure_peak
-from d2kd.benchmark.networks import build_pair, read_config
+from d2kd.benchmark.networks import build_networks, read_config
 from d2kd.benchmark.options import load_batches, parse_args
 from d2kd.benchmark.tasks import floor_and_step
 from d2kd.utils.malloc import keep_freed_memory
@@ -78,7 +79,7 @@ def time_point(sweep: Sweep, value: int, method: str, steps: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         args = parse_args("", arguments(sweep, value, method, Path(folder)))
         cfg = read_config(args.config_file, args.opts)
-        pair = build_pair(cfg, args.random_weights)
+        pair = build_networks(cfg, args.random_weights)
     times = interleave(floor_and_step(pair, load_batches(cfg, args)), steps, warmup=2)
     found = {name: sample.median for name, sample in times.items()}
     floor = found["student_step_s"] + found["teacher_needed_s"]

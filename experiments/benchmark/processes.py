@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """A distilled step in several processes that average their gradients, beside the plain one."""
 
 import json
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from d2kd.benchmark.memory import resident_mib
-from d2kd.benchmark.networks import build_pair, read_config, synthetic_batches
+from d2kd.benchmark.networks import build_networks, read_config, synthetic_batches
 from d2kd.benchmark.tasks import Task, floor_and_step
 from d2kd.engine.distributed.process_group import Group, join_group, leave_group
 from d2kd.engine.distributed.worker_processes import run_children
@@ -27,7 +28,7 @@ def _run(rank: int, group: Group, config: str, steps: int, out: Path) -> None:
     join_group(group, rank)
     cfg = read_config(config, ["MODEL.DEVICE", "cpu"])
     before = resident_mib("VmRSS")
-    pair = build_pair(cfg, random_weights=True)
+    pair = build_networks(cfg, random_weights=True)
     batches = synthetic_batches(cfg, (320, 320), images=2, boxes=4)
     tasks = floor_and_step(pair, batches, DistributedDataParallel)
     # Every process takes the tasks in the same order, and waits for the others before each.

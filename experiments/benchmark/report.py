@@ -1,7 +1,8 @@
 #!/usr/bin/env python
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Write the benchmark's results into BENCHMARK.md.
 
-    python tools/bench_report.py
+    python -m experiments.benchmark.report
 
 Each table replaces what stands between the lines ``<!-- benchmark <name> -->`` and
 ``<!-- end -->``.

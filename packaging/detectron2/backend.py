@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """PEP 517 backend: the published source distribution in, a pure-Python Detectron2 wheel out."""
 
 import ast

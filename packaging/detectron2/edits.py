@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The named compatibility edits that make Detectron2 0.6 run on current Python, torch and numpy."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What stands in for ``detectron2._C`` in the pure-Python build."""
 
 

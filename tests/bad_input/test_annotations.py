@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Annotation files: malformed values and strange boxes; more in tests/data."""
 
 import logging

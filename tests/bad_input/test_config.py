@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Configs that cannot be used: the file, the key, and what was likely meant are named."""
 
 import pytest

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Image files of every kind: read as users expect, or refused by name; broken ones in training."""
 
 import logging

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """OUTPUT_DIR is tried before the first step."""
 
 import errno

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Checkpoints that are absent, broken, of something else, or hold code; more in tests/modeling."""
 
 import os
@@ -10,7 +11,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
-from d2kd.checkpoint.weights import UnreachableError, find_weights
+from d2kd.checkpoint.weights import UnreachableError, resolve_weights
 from d2kd.engine import DistillTrainer
 from d2kd.modeling import Distiller
 from d2kd.modeling.build import build_teacher, read_teacher_config
@@ -43,7 +44,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, name):
     else:
         (tmp_path / name).write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match=f"KEY .*{name} cannot be read as a checkpoint of weights"):
-        find_weights(str(tmp_path / name), "KEY")
+        resolve_weights(str(tmp_path / name), "KEY")
     assert not (tmp_path / "spoilt").exists()
 
 
@@ -55,13 +56,13 @@ def test_the_model_zoos_pickles_are_read(tmp_path, teacher_files):
     for protocol in (1, 2, 4):
         content = {"a": np.float64(3.0), "b": np.zeros((2, 3), np.float16), "c": [1, "x", None]}
         (tmp_path / "old.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
-        find_weights(str(tmp_path / "old.pkl"), "KEY")
+        resolve_weights(str(tmp_path / "old.pkl"), "KEY")
 
 
 def test_a_checkpoint_of_a_run_is_read(tmp_path, train_set, teacher_files):
     cfg = distill_cfg(teacher_files, "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", 1)
     DistillTrainer(cfg).train()
-    find_weights(str(tmp_path / "model_final.pth"), "MODEL.WEIGHTS")
+    resolve_weights(str(tmp_path / "model_final.pth"), "MODEL.WEIGHTS")
 
 
 def test_an_address_that_does_not_answer(teacher_files):
@@ -76,10 +77,10 @@ def test_a_server_without_the_file_is_not_one_out_of_reach(monkeypatch):
     answers = [HTTPError("http://x", 404, "Not Found", None, None), URLError("no route")]
     monkeypatch.setattr(PathManager, "get_local_path", lambda path: throw(answers.pop(0)))
     with pytest.raises(FileNotFoundError, match="404: Not Found") as caught:
-        find_weights("http://x/start.pth", "KEY")
+        resolve_weights("http://x/start.pth", "KEY")
     assert not isinstance(caught.value, UnreachableError)
     with pytest.raises(UnreachableError, match="no route"):
-        find_weights("http://x/start.pth", "KEY")
+        resolve_weights("http://x/start.pth", "KEY")
 
 
 def throw(problem):

@@ -1,17 +1,18 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The benchmark measures what it says: its turns, its keys, its ratios."""
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
 from d2kd.benchmark import memory as bench_memory
 from d2kd.benchmark import run as benchmark
-from d2kd.benchmark.networks import build_pair, read_config, synthetic_batches
+from d2kd.benchmark.networks import build_networks, read_config, synthetic_batches
 from d2kd.benchmark.options import as_arguments, parse_args
 from d2kd.utils.timing import Sample, interleave
+from tests.common import ROOT
 
 CONFIG = "configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml"
 KEYS = ("student_step_s", "teacher_needed_s", "teacher_full_s", "distilled_step_s")
@@ -113,7 +114,7 @@ def test_memory_is_kept_on_demand(tmp_path):
 
 def test_of_the_teacher_only_what_is_read_is_timed(monkeypatch):
     monkeypatch.chdir(ROOT)
-    pair = build_pair(read_config(CONFIG, ["MODEL.DEVICE", "cpu"]), random_weights=True)
+    pair = build_networks(read_config(CONFIG, ["MODEL.DEVICE", "cpu"]), random_weights=True)
     tasks = benchmark.build_tasks(pair, synthetic_batches(pair.cfg, (64, 64), images=1, boxes=4))
     teacher, seen = pair.teacher.model, Counter()
     parts = ["backbone", "proposal_generator", "roi_heads.box_head"]

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What a distilled step does beside the student's own, counted: it may not grow unnoticed."""
 
 from collections import Counter
@@ -7,7 +8,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from d2kd.benchmark.networks import build_pair, read_config, synthetic_batches
+from d2kd.benchmark.networks import build_networks, read_config, synthetic_batches
 from tests.common import ROOT
 from tests.common.helpers import count_calls
 
@@ -80,7 +81,7 @@ def build():
         if (detector, preset) not in built:
             name = "thin_from_wide_800"
             cfg = read_config(str(ROOT / f"configs/shapes/{preset}/{detector}_{name}.yaml"), OPTS)
-            built[detector, preset] = build_pair(cfg, random_weights=True)
+            built[detector, preset] = build_networks(cfg, random_weights=True)
         pair = built[detector, preset]
         return pair, synthetic_batches(pair.cfg, (64, 64), IMAGES, boxes=3)[0]
 
@@ -109,7 +110,7 @@ def _parts(model, detector):
 @pytest.mark.parametrize("detector, preset", CASES)
 def test_calls_and_rows(build, detector, preset):
     pair, batch = build(detector, preset)
-    model, teacher = pair.distiller(list(pair.losses)), pair.arranged.model
+    model, teacher = pair.distiller(list(pair.losses)), pair.optimized_teacher.model
     ours = count_calls(pair.student.backbone, *_parts(pair.student, detector))
     theirs = count_calls(teacher.backbone, *_parts(teacher, detector))
     _, step = _observed(model, batch)
@@ -124,7 +125,7 @@ def test_calls_and_rows(build, detector, preset):
 def _observed(model, batch):
     torch.manual_seed(0)
     with EventStorage():
-        return model.observe(model.student, model.teacher, batch, model.want)
+        return model.forward_pair(model.student, model.teacher, batch, model.required)
 
 
 @pytest.mark.parametrize("detector, preset", CASES)

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """A checkpoint is there whole or not at all: full disks, kills in the middle, what they leave."""
 
 import os
@@ -11,7 +12,12 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from d2kd.checkpoint.atomic_write import WeightsError, WholeFiles, remove_unfinished, write_whole
+from d2kd.checkpoint.atomic_write import (
+    AtomicPathManager,
+    WeightsError,
+    atomic_write,
+    remove_unfinished,
+)
 from d2kd.engine import DistillTrainer
 from tests.common.helpers import plain_cfg
 
@@ -21,10 +27,10 @@ import os, signal, sys
 import torch
 from torch import nn
 from detectron2.checkpoint import DetectionCheckpointer
-from d2kd.checkpoint.atomic_write import WholeFiles
+from d2kd.checkpoint.atomic_write import AtomicPathManager
 folder, where = sys.argv[1:]
 checkpointer = DetectionCheckpointer(nn.Linear(2, 2), folder)
-checkpointer.path_manager = WholeFiles()
+checkpointer.path_manager = AtomicPathManager()
 nn.init.ones_(checkpointer.model.weight)
 checkpointer.save("first")
 nn.init.zeros_(checkpointer.model.weight)
@@ -46,7 +52,7 @@ checkpointer.save("second")
 
 def _checkpointer(folder, model):
     checkpointer = DetectionCheckpointer(model, str(folder))
-    checkpointer.path_manager = WholeFiles()
+    checkpointer.path_manager = AtomicPathManager()
     return checkpointer
 
 
@@ -88,7 +94,7 @@ def test_an_error_while_writing_leaves_no_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(KeyboardInterrupt):
-        with write_whole(str(path), "w") as file:
+        with atomic_write(str(path), "w") as file:
             file.write("new")
             raise KeyboardInterrupt
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
@@ -99,7 +105,7 @@ def test_the_data_reach_the_disk_before_the_name(tmp_path, monkeypatch):
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append("fsync"), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda *a: (events.append("rename"), replace(*a)))
-    with write_whole(str(tmp_path / "a"), "wb") as file:
+    with atomic_write(str(tmp_path / "a"), "wb") as file:
         file.write(b"x")
     assert events == ["fsync", "rename", "fsync"]
 
@@ -109,7 +115,7 @@ def test_the_trainer_writes_whole_files_and_clears_up(tmp_path):
     (tmp_path / "model_0000001.pth.unfinished").write_text("half")
     trainer = DistillTrainer(plain_cfg("OUTPUT_DIR", str(tmp_path)))
     assert not list(tmp_path.glob("*.unfinished"))
-    assert isinstance(trainer.checkpointer.path_manager, WholeFiles)
+    assert isinstance(trainer.checkpointer.path_manager, AtomicPathManager)
     trainer.checkpointer.save("model_0000002")
     found = torch.load(tmp_path / "model_0000002.pth", weights_only=True)
     assert set(found["model"]) == set(trainer.model.state_dict())

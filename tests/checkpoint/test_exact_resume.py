@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """A run resumed from any of its checkpoints ends bit-equal to the run that never stopped."""
 
 import multiprocessing
@@ -8,7 +9,7 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from d2kd.checkpoint.run_state import Streams
+from d2kd.checkpoint.run_state import RunState
 from d2kd.engine import DistillTrainer
 from d2kd.engine.distributed.process_group import Group, join_group, leave_group
 from tests.common.helpers import write_teacher
@@ -139,13 +140,13 @@ def test_a_checkpoint_without_a_record_goes_on_with_a_warning(teachers, tmp_path
 
 
 def test_another_number_of_processes_is_named_and_all_do_the_same(monkeypatch, caplog):
-    streams = Streams([], torch.nn.Identity())
+    streams = RunState([], torch.nn.Identity())
     streams.evaluation_due = True
     state = streams.state_dict()
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     for rank in range(2):
         monkeypatch.setattr(comm, "get_rank", lambda: rank)
-        streams = Streams([], torch.nn.Identity())
+        streams = RunState([], torch.nn.Identity())
         streams.load_state_dict(state)
         assert "of 1 process(es), these are 2" in caplog.text
         # Evaluation is everybody's work: one alone would wait for the others.

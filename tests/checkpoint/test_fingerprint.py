@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """A run that is resumed with other keys: what can go on says what changed, the rest is refused."""
 
 import copy
@@ -8,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils.env import seed_all_rng
 
-from d2kd.checkpoint.fingerprint import RecordedKeys
+from d2kd.checkpoint.fingerprint import ConfigFingerprint
 from d2kd.engine import DistillTrainer
 from d2kd.utils.errors import ResumeError
 from tests.common.helpers import TRAIN_SET, distill_cfg, plain_cfg, write_teacher
@@ -70,14 +71,14 @@ def test_keys_that_changed_are_listed_in_one_warning(run, teacher_files, caplog)
 def test_tuples_and_lists_are_alike_and_what_a_version_lacks_is_left_out(caplog):
     cfg = plain_cfg()
     cfg.DISTILL.MASKS.MINE = CfgNode({"SIZES": ((1, 2), 3)})
-    state = RecordedKeys(cfg).state_dict()
+    state = ConfigFingerprint(cfg).state_dict()
     state["SOLVER.OF_ANOTHER_VERSION"] = 1
     del state["SOLVER.GAMMA"]
     cfg.DISTILL.MASKS.MINE.SIZES = [[1, 2], 3]
-    RecordedKeys(cfg).load_state_dict(state)
+    ConfigFingerprint(cfg).load_state_dict(state)
     assert _warnings(caplog) == []
     cfg.DISTILL.MASKS.MINE.SIZES = [[1, 3], 3]
-    RecordedKeys(cfg).load_state_dict(state)
+    ConfigFingerprint(cfg).load_state_dict(state)
     assert "MASKS.MINE.SIZES was [[1, 2], 3], is [[1, 3], 3]" in _warnings(caplog)[0]
 
 

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Starting from the teacher's weights: copied where they fit, said, and refused where none fits."""
 
 import logging
@@ -6,7 +7,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from d2kd.checkpoint.init_from_teacher import inherit
+from d2kd.checkpoint.init_from_teacher import init_from_teacher
 from tests.common.helpers import plain_cfg, spread
 
 SAME_FPN = ["MODEL.RESNETS.RES2_OUT_CHANNELS", 32]
@@ -21,7 +22,7 @@ def pair():
 def test_copies_what_fits_under_the_prefixes_and_nothing_else(pair):
     student, teacher = pair
     before = {k: v.clone() for k, v in student.state_dict().items()}
-    copied = inherit(student, teacher, ["backbone.fpn", "proposal_generator"])
+    copied = init_from_teacher(student, teacher, ["backbone.fpn", "proposal_generator"])
     ours, theirs = student.state_dict(), teacher.state_dict()
     assert (
         "backbone.fpn_output2.weight" in copied
@@ -37,7 +38,7 @@ def test_copies_what_fits_under_the_prefixes_and_nothing_else(pair):
 
 def test_buffers_are_inherited_too(pair):
     student, teacher = pair
-    copied = inherit(student, teacher, ["backbone.bottom_up.stem"])
+    copied = init_from_teacher(student, teacher, ["backbone.bottom_up.stem"])
     name = "backbone.bottom_up.stem.conv1.norm.running_var"
     assert name in copied
     assert torch.equal(student.state_dict()[name], teacher.state_dict()[name])
@@ -45,7 +46,7 @@ def test_buffers_are_inherited_too(pair):
 
 def test_the_student_owns_its_copy(pair):
     student, teacher = pair
-    inherit(student, teacher, ["roi_heads"])
+    init_from_teacher(student, teacher, ["roi_heads"])
     name = "roi_heads.box_head.fc1.weight"
     with torch.no_grad():
         student.get_parameter(name).add_(1)
@@ -55,11 +56,11 @@ def test_the_student_owns_its_copy(pair):
 
 def test_says_what_was_copied_and_what_was_kept(pair, caplog):
     with caplog.at_level(logging.INFO, logger="d2kd"):
-        inherit(*pair, ["backbone.fpn"])
+        init_from_teacher(*pair, ["backbone.fpn"])
     assert "backbone.fpn" in caplog.text and "backbone.fpn_lateral5.weight" in caplog.text
 
 
 @pytest.mark.parametrize("prefix", ["backbone.nowhere", "backbone.fpn_lateral2.weight"])
 def test_a_prefix_without_effect_is_an_error(pair, prefix):
     with pytest.raises(ValueError, match=f"DISTILL.STUDENT.INHERIT: '{prefix}' .*take it out"):
-        inherit(*pair, [prefix])
+        init_from_teacher(*pair, [prefix])

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """SIGKILL at random moments, over and over: the run ends bit-equal to the one never killed."""
 
 import logging

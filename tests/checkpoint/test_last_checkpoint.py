@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Checkpoints that a run cannot go on from are named, by every process, before the first step."""
 
 import multiprocessing

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Resuming continues student, adapters, optimizer, schedule, iteration, under the same teacher."""
 
 import pytest

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Every detector as student and as teacher, on the networks of helpers.py."""
 
 from tests.common.helpers import LEVELS, K, distill_cfg, write_teacher

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The doctor called as tests want it."""
 
 from d2kd.doctor import diagnose

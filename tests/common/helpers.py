@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Detectors, batches and a data set small enough for a test: 64 px, a few thousand weights."""
 
 import copy

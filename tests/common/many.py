@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Processes for tests: started in milliseconds, because one server has imported everything."""
 
 import multiprocessing

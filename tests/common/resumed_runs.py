@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Short trainings in which everything is random that can be, and what they end with."""
 
 import copy

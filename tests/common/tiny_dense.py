@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Dense detectors small enough for tests, and a batch for them."""
 
 import torch

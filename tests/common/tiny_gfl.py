@@ -1,8 +1,8 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """A GFL small enough for tests, and what to run it on."""
 
 import copy
 import functools
-import os
 
 import torch
 from detectron2.config import get_cfg
@@ -12,8 +12,9 @@ from torch import nn
 
 from d2kd.config.gfl import add_gfl_config
 from d2kd.modeling.meta_arch.gfl.gfl import GFL
+from tests.common import ROOT
 
-BASE = os.path.join(os.path.dirname(__file__), "..", "..", "configs", "Base-GFL.yaml")
+BASE = str(ROOT / "configs" / "Base-GFL.yaml")
 TINY = {
     "MODEL.WEIGHTS": "",
     "MODEL.DEVICE": "cpu",

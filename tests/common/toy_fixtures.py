@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Fixtures: each test has its own DETECTRON2_DATASETS, and leaves the catalogs as they were."""
 
 import pytest

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The training loader gives stock Detectron2's batches, and goes on after any of them."""
 
 import random

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The doctor on a sound set-up, and on ones that are broken in one place each."""
 
 import importlib.util

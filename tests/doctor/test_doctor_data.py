@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The doctor on registered data sets: whatever is in their records is a row, and no traceback."""
 
 import math

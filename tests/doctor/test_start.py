@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The doctor's steps are of the weights that training starts from."""
 
 import torch

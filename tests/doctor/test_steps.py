@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The doctor's steps: they move nothing, end in time, and say what a schedule takes."""
 
 import math
@@ -7,23 +8,23 @@ import pytest
 import torch
 
 from d2kd.doctor import Finding, Status, diagnose, run
-from d2kd.doctor.step_budget import Pace
+from d2kd.doctor.step_budget import StepBudget
 from d2kd.doctor.step_checks import check_memory, check_time
-from d2kd.doctor.trial_steps import Trial, run_steps
+from d2kd.doctor.trial_steps import TrialResult, run_steps
 from d2kd.modeling import Distiller
 from tests.common.helpers import distill_cfg, plain_cfg
 
 
-def _run_steps(teacher_files, pace, *opts):
+def _run_steps(teacher_files, budget, *opts):
     cfg = distill_cfg(teacher_files, *opts)
     model = Distiller(cfg).train()
-    return model, lambda: run_steps(cfg, model, pace)
+    return model, lambda: run_steps(cfg, model, budget)
 
 
 @pytest.mark.parametrize("weight, steps", [(1.0, 3), (3.4e38, 1)])
 def test_steps_move_no_weight_and_end_at_a_bad_loss(train_set, teacher_files, weight, steps):
     opts = ["DISTILL.CLS.WEIGHT", weight, "SOLVER.WEIGHT_DECAY", 0.1]
-    model, tried = _run_steps(teacher_files, Pace(steps=2, images=1), *opts)
+    model, tried = _run_steps(teacher_files, StepBudget(steps=2, images=1), *opts)
     before = [p.clone() for p in model.parameters()]
     trial = tried()
     assert all(map(torch.equal, before, model.parameters()))
@@ -45,8 +46,8 @@ def test_steps_move_no_weight_and_end_at_a_bad_loss(train_set, teacher_files, we
     ],
 )
 def test_steps_and_images_fit_the_time(train_set, teacher_files, left, asked, steps, images, kept):
-    pace = Pace(**asked, until=time.perf_counter() + left)
-    trial = _run_steps(teacher_files, pace)[1]()
+    budget = StepBudget(**asked, until=time.perf_counter() + left)
+    trial = _run_steps(teacher_files, budget)[1]()
     assert (len(trial.seconds), trial.used, len(trial.losses)) == (steps, images, kept)
     assert trial.batch == 2 and {len(names) for names in trial.images} == {images}
     assert trial.warm == (kept > 1)
@@ -54,20 +55,20 @@ def test_steps_and_images_fit_the_time(train_set, teacher_files, left, asked, st
 
 def test_the_pace_is_that_of_the_time_left(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: 10.0)
-    pace = Pace(until=50.0)
-    assert pace.first_images(16) == 1
+    budget = StepBudget(until=50.0)
+    assert budget.first_images(16) == 1
     # 40 seconds for 4 steps: 10 each.
-    assert [pace.later_images(16, x) for x in (0.1, 1.0, 3.0, 30.0)] == [16, 10, 3, 1]
-    assert pace.goes_on(40.0) and not pace.goes_on(41.0)
-    assert Pace(images=3, until=50.0).later_images(16, 30.0) == 3
-    assert Pace(images=0, until=50.0).first_images(16) == 16
+    assert [budget.later_images(16, x) for x in (0.1, 1.0, 3.0, 30.0)] == [16, 10, 3, 1]
+    assert budget.goes_on(40.0) and not budget.goes_on(41.0)
+    assert StepBudget(images=3, until=50.0).later_images(16, 30.0) == 3
+    assert StepBudget(images=0, until=50.0).first_images(16) == 16
 
 
 def test_a_gpu_is_given_whole_batches_whatever_the_time(setup, monkeypatch):
     seen = []
 
-    def note(cfg, model, pace):
-        seen.append(pace)
+    def note(cfg, model, budget):
+        seen.append(budget)
         raise RuntimeError("enough")
 
     monkeypatch.setattr(run, "run_steps", note)
@@ -79,7 +80,9 @@ def test_a_gpu_is_given_whole_batches_whatever_the_time(setup, monkeypatch):
 
 
 def test_time_for_the_schedule():
-    trial = Trial(seconds=[2.0, 2.0, 9.0], plain_seconds=[1.0], loading=[5.0], batch=16, used=8)
+    trial = TrialResult(
+        seconds=[2.0, 2.0, 9.0], plain_seconds=[1.0], loading=[5.0], batch=16, used=8
+    )
     cfg = plain_cfg("SOLVER.MAX_ITER", 1800, "DATALOADER.NUM_WORKERS", 1)
     finding = check_time(cfg, trial)
     assert "4.00 s an iteration, 2.00 s without distillation: 2.0 h and 1.0 h" in finding.text

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The hooks alone: what they return, log, and bind to."""
 
 from types import SimpleNamespace

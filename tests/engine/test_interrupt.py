@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Ctrl-C: the step is finished, a checkpoint written, the status is 130, and the run resumes."""
 
 import multiprocessing

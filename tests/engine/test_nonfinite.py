@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """A loss that is not finite stops the run, named, its batch on disk; clipping holds adapters."""
 
 from pathlib import Path
@@ -10,7 +11,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
 from d2kd.engine import DistillTrainer
-from d2kd.engine.nonfinite import NonFiniteLossError, explain_nonfinite, read_replay
+from d2kd.engine.nonfinite import NonFiniteLossError, read_replay, report_nonfinite_loss
 from d2kd.engine.train_loop import AccumulatingTrainer, CheckedAMPTrainer, CheckedTrainer
 from tests.common.helpers import LEVELS, build_distiller, distill_cfg, make_batch
 
@@ -85,7 +86,7 @@ def test_a_forward_that_fails_in_itself_is_reported_with_its_batch(teacher_files
 def test_a_file_that_cannot_be_written_does_not_hide_the_loss(teacher_files, tmp_path):
     distiller = build_distiller(distill_cfg(teacher_files))
     with pytest.raises(NonFiniteLossError, match="could not be written to .*No such file|Parent"):
-        with explain_nonfinite(distiller, 4, str(tmp_path / "absent")), EventStorage():
+        with report_nonfinite_loss(distiller, 4, str(tmp_path / "absent")), EventStorage():
             distiller(make_batch())
             raise FloatingPointError("nan")
 
@@ -98,7 +99,7 @@ def test_a_disk_that_fills_leaves_no_half_file(teacher_files, tmp_path, monkeypa
     distiller = build_distiller(distill_cfg(teacher_files))
     monkeypatch.setattr(torch, "save", fill)
     with pytest.raises(NonFiniteLossError, match="could not be written to .*No space left"):
-        with explain_nonfinite(distiller, 4, str(tmp_path)), EventStorage():
+        with report_nonfinite_loss(distiller, 4, str(tmp_path)), EventStorage():
             distiller(make_batch())
             raise FloatingPointError("nan")
     assert not list(tmp_path.iterdir())
@@ -107,9 +108,9 @@ def test_a_disk_that_fills_leaves_no_half_file(teacher_files, tmp_path, monkeypa
 def test_other_errors_and_finite_steps_pass(teacher_files, tmp_path):
     distiller = build_distiller(distill_cfg(teacher_files))
     with pytest.raises(KeyError, match="mine"):
-        with explain_nonfinite(distiller, 0, str(tmp_path)):
+        with report_nonfinite_loss(distiller, 0, str(tmp_path)):
             raise KeyError("mine")
-    with explain_nonfinite(torch.nn.Identity(), 0, str(tmp_path)):
+    with report_nonfinite_loss(torch.nn.Identity(), 0, str(tmp_path)):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -146,7 +147,7 @@ def test_a_process_other_than_the_first_stops_before_its_step(
 
     def run_step():
         recent = getattr(trainer, "recent", ())
-        with explain_nonfinite(distiller, 7, str(tmp_path), recent), EventStorage():
+        with report_nonfinite_loss(distiller, 7, str(tmp_path), recent), EventStorage():
             trainer.run_step()
 
     run_step()

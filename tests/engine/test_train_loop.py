@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Gradients summed over batches: the step of the joined batch, one synchronisation, one scaling."""
 
 import inspect

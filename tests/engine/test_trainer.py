@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """DistillTrainer beside Detectron2's own: the same training, checkpoints that stock code loads."""
 
 import json

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """build_evaluator: which metrics for which set, on predictions whose result is known."""
 
 import shutil

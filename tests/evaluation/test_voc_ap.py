@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """VOC's average precision in closed form, and against the development kit's procedure as a loop."""
 
 import math

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The suites name what exists; the tables hold each method against the right baselines."""
 
 import json

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Growth, comparisons and data go on where they were cut off, and become the tables of a page."""
 
 import importlib.util

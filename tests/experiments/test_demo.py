@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """``make demo`` from end to end, with five iterations on a few images and the shipped teacher."""
 
 import json

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Results are read back as Detectron2 wrote them, and kept only under the same settings."""
 
 import json
@@ -10,7 +11,7 @@ from d2kd.config.defaults import add_d2kd_config, plain_config
 from experiments import training_runs as runs
 from experiments.shrink_checkpoint import main as shrink_main
 from experiments.shrink_checkpoint import shrink
-from experiments.training_runs import Run, execute, metrics, progress, remember
+from experiments.training_runs import Run, cached_result, execute, metrics, progress
 
 LINE = (
     "[11/21 00:56:44 d2.utils.events]:  eta: 0:12:38  iter: 19  total_loss: 3.1  loss_cls: 0.25  "
@@ -45,8 +46,8 @@ def test_remember_computes_once_for_each_setting(tmp_path):
         (folder / "weights").write_text("")
         return {"AP": len(calls)}
 
-    assert [remember(folder, {"seed": (1,)}, compute) for _ in range(2)] == [{"AP": 1}] * 2
-    assert remember(folder, {"seed": (2,)}, compute) == {"AP": 2}
+    assert [cached_result(folder, {"seed": (1,)}, compute) for _ in range(2)] == [{"AP": 1}] * 2
+    assert cached_result(folder, {"seed": (2,)}, compute) == {"AP": 2}
     assert calls == [[], []], "an older run's files were left to the new one"
 
 
@@ -55,8 +56,8 @@ def test_remember_starts_an_unfinished_run_again(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        remember(tmp_path / "run", {}, fail)
-    assert remember(tmp_path / "run", {}, lambda: {"AP": 1.0}) == {"AP": 1.0}
+        cached_result(tmp_path / "run", {}, fail)
+    assert cached_result(tmp_path / "run", {}, lambda: {"AP": 1.0}) == {"AP": 1.0}
 
 
 def test_a_failed_training_says_why(tmp_path):

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Toy records for the losses: small random maps and regions, no detector."""
 
 import pytest

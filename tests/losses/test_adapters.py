@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Adapters: which layer stands between which channels."""
 
 import pytest

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The classification loss against loops: positives and masks, softmax and sigmoid heads."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Distances against loops in numpy, their scale, gradients and constant maps."""
 
 import math

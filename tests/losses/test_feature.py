@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The feature loss: TAR's and FRS's formulas by loops, adapters, precision, empty masks."""
 
 import dataclasses

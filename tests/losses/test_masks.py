@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Masks against closed forms and against loops over every image, cell and box."""
 
 import math

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Means of one process; tests/engine/test_processes.py has those over several."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The regression loss: gates, TAR's normaliser, LD by loops, precision, no positives."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """SSIM against torchmetrics and against loops, its options, gradients and awkward maps."""
 
 import math
@@ -8,9 +9,8 @@ import torch
 from torch.autograd import gradcheck
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from d2kd.losses.ssim.distance import ssim
 from d2kd.losses.ssim import fused
-from d2kd.losses.ssim.distance import SCALINGS
+from d2kd.losses.ssim.distance import SCALINGS, ssim
 
 
 def random_maps(*size, dtype=torch.float64, seed=0):

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Building both detectors: the student is stock, the teacher is complete or the run stops."""
 
 import hashlib
@@ -7,7 +8,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from d2kd.checkpoint.weights import find_weights
+from d2kd.checkpoint.weights import resolve_weights
 from d2kd.modeling.build import build_student, build_teacher, read_teacher_config
 from tests.common.helpers import distill_cfg, plain_cfg, write_teacher
 
@@ -114,11 +115,11 @@ def test_absent_weights_stop(teacher_files, tmp_path, name):
 
 def test_an_address_that_cannot_be_fetched_stops():
     with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS detectron3://x cannot|not there"):
-        find_weights("detectron3://x", "MODEL.WEIGHTS")
+        resolve_weights("detectron3://x", "MODEL.WEIGHTS")
 
 
 def test_options_behind_the_path_of_weights(teacher_files):
-    find_weights(f"{teacher_files[1]}?matching_heuristics=True", "MODEL.WEIGHTS")
+    resolve_weights(f"{teacher_files[1]}?matching_heuristics=True", "MODEL.WEIGHTS")
 
 
 def test_config_files_that_are_not_there(teacher_files):

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What does not fit between student and teacher is named, with its key, before the first step."""
 
 from types import SimpleNamespace

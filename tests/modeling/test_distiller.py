@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The meta-architecture: what it returns, what it trains, and what it leaves alone."""
 
 import pytest
@@ -227,7 +228,7 @@ def test_richness_reads_the_teacher_rpn(teacher_files):
     distiller = build_distiller(
         distill_cfg(teacher_files, *opts, "DISTILL.LOSSES", ["feature", "cls"])
     )
-    assert distiller.want.requires == {"features", "dense_logits"}
+    assert distiller.required.requires == {"features", "dense_logits"}
     losses = run(distiller, make_batch())
     assert losses["loss_distill_cls"] > 0 and losses["loss_distill_feature"] > 0
 

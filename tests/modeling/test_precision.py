@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Half precision: the teacher's by its key, the whole step's by autocast, float32 in losses."""
 
 import pytest
@@ -34,7 +35,9 @@ def _distiller(files, case, precision="student"):
 def _observe(distiller):
     torch.manual_seed(0)
     with EventStorage():
-        return distiller.observe(distiller.student, distiller.teacher, make_batch(), distiller.want)
+        return distiller.forward_pair(
+            distiller.student, distiller.teacher, make_batch(), distiller.required
+        )
 
 
 def _answers(outputs):

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The frozen teacher sees images as it would alone, and nothing around it moves it."""
 
 import pytest
@@ -6,8 +7,8 @@ from detectron2.modeling import build_model
 
 from d2kd.modeling import FrozenTeacher
 from d2kd.modeling.build import build_teacher, read_teacher_config
-from d2kd.modeling.paired_forward.rcnn import observe_rcnn
-from d2kd.modeling.paired_forward.registry import Wanted
+from d2kd.modeling.paired_forward.rcnn import forward_pair_rcnn
+from d2kd.modeling.paired_forward.registry import RequiredOutputs
 from tests.common.helpers import (
     build_distiller,
     build_pair,
@@ -39,7 +40,8 @@ def test_features_are_those_of_the_teacher_alone(tmp_path, student_format, teach
         expected = alone.backbone(alone.preprocess_image(read).tensor)
     _, student, _ = build_pair()
     _, step = run(
-        lambda x: observe_rcnn(student, teacher, x, Wanted(frozenset(), "student")), batch
+        lambda x: forward_pair_rcnn(student, teacher, x, RequiredOutputs(frozenset(), "student")),
+        batch,
     )
     for level, features in expected.items():
         assert torch.equal(step.teacher.features[level], features)
@@ -61,7 +63,7 @@ def test_images_are_prepared_once_where_statistics_agree(opts, swap, shared):
     model, batch = build_model(plain_cfg(*opts)), make_batch()
     teacher, alone = FrozenTeacher(model, swap_channels=swap), FrozenTeacher(model)
     prepared, prepare, calls = student.preprocess_image(batch), model.preprocess_image, []
-    teacher.share_images_with(student)
+    teacher.reuse_student_inputs(student)
     model.preprocess_image = lambda x: calls.append(x) or prepare(x)
     found = teacher.features(batch, prepared)
     assert len(calls) == (0 if shared else 1)
@@ -79,7 +81,7 @@ def test_images_padded_otherwise_are_not_shared():
     )
     for divisor in (32, 64):
         teacher.model.backbone._size_divisibility = divisor
-        teacher.share_images_with(student)
+        teacher.reuse_student_inputs(student)
         teacher.features(make_batch(), prepared)
     assert sizes == [(64, 96), (64, 128)]
 
@@ -114,7 +116,7 @@ def test_the_layout_changes_values_by_rounding_alone(tmp_path, layout, losses):
         assert set(found) == set(expected)
         for name, value in expected.items():
             assert torch.isclose(found[name], value, rtol=1e-4), name
-        model.teacher._shares_images = first.teacher._shares_images = False
+        model.teacher._reuses_student_inputs = first.teacher._reuses_student_inputs = False
     largest = model.teacher.features(make_batch())["p2"]
     last = largest.is_contiguous(memory_format=torch.channels_last)
     assert last == (layout != "channels_first")

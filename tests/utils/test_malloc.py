@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What a step freed is there for the next one, without asking the system again."""
 
 import platform

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Reader of COCO's instances JSON: Detectron2's loader behind checks that name the culprit.
 
 https://cocodataset.org/#format-data

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Checks of COCO's instances JSON that name the entry at fault, before anything else reads it."""
 
 import reprlib

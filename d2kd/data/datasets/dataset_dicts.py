@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What every annotation format is read into, and the way from there to Detectron2's dataset dicts.
 
 Boxes are x0, y0, x1, y1 in pixels of the image as it is read (EXIF rotation applied), continuous

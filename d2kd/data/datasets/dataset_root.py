@@ -1,13 +1,14 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Where data sets live: Detectron2's convention, ``$DETECTRON2_DATASETS`` or ``./datasets``."""
 
 import os
 import stat
 from pathlib import Path
 
-__all__ = ["datasets_root", "is_writable"]
+__all__ = ["dataset_root", "is_writable"]
 
 
-def datasets_root() -> Path:
+def dataset_root() -> Path:
     """The folder that relative paths of data sets start from; read again at every call."""
     return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS") or "datasets"))
 

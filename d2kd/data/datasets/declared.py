@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Data sets declared in the config under DATASETS.CUSTOM, without any Python.
 
     DATASETS:
@@ -21,7 +22,7 @@ from ...utils.errors import DatasetError
 from ...utils.text import did_you_mean
 from .coco import read_coco
 from .dataset_dicts import AnnotatedImage, Remarks, to_dataset_dicts
-from .dataset_root import datasets_root
+from .dataset_root import dataset_root
 from .image_files import check_shapes
 from .voc import read_voc
 
@@ -99,11 +100,11 @@ def _resolve_path(name: str, entry: str, value: str, kind: str) -> Path:
     key = f"DATASETS.CUSTOM.{name}.{entry}"
     if not isinstance(value, str) or not value:
         raise DatasetError(f"{key} must be a path, not {value!r}")
-    path = datasets_root() / Path(value).expanduser()
+    path = dataset_root() / Path(value).expanduser()
     if not (path.is_dir() if kind == "folder" else path.is_file()):
         raise DatasetError(
             f"{key}: there is no {kind} {path}. Set the key to an existing {kind}; relative paths "
-            f"start from $DETECTRON2_DATASETS, which now means {datasets_root().absolute()}."
+            f"start from $DETECTRON2_DATASETS, which now means {dataset_root().absolute()}."
         )
     return path
 

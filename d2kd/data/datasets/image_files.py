@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What an image file's header tells: is it there, is it an image, can detectors read it."""
 
 import warnings

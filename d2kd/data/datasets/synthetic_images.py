@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Draws one picture of the synthetic shapes set: textured background, distractors, coloured shapes.
 
 Every picture is a function of one numpy Generator, so any of them can be drawn again alone.

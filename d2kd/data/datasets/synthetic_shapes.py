@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The synthetic shapes set in COCO format, generated on first use: d2kd_shapes_{train,val,test}.
 
 It lies under ``$DETECTRON2_DATASETS`` (default: ``./datasets``) or, where that is read-only, under
@@ -18,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from iopath.common.file_io import file_lock
 
-from .dataset_root import datasets_root, is_writable
+from .dataset_root import dataset_root, is_writable
 from .synthetic_images import CLASSES, IMAGE_SIZE, Shape, draw_picture
 
 __all__ = [
@@ -104,11 +105,11 @@ def generate(folder: Path, splits: dict[str, int] = SPLITS) -> None:
 def shapes_folder() -> Path:
     """The folder of the generated set, generated now if it is not there yet."""
     cache = Path(os.path.expanduser("~/.cache/d2kd"))
-    candidates = [root / FOLDER for root in (datasets_root(), cache)]
+    candidates = [root / FOLDER for root in (dataset_root(), cache)]
     for folder in candidates:
         if folder.is_dir():
             return folder
-    target = candidates[0] if is_writable(datasets_root()) else candidates[1]
+    target = candidates[0] if is_writable(dataset_root()) else candidates[1]
     generate(target)
     return target
 

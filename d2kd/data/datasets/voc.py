@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Reader of Pascal VOC layout: one XML file for each image, and a text file that lists a split.
 
 Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010; development kit 2012.

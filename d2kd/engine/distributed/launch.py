@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """From the command line to one process or many: torchrun, --num-gpus, --num-processes, machines."""
 
 import os

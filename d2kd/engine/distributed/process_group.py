@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """One process among those that train together: it joins their group and shares its gradients."""
 
 import os

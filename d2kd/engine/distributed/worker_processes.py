@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Processes that this one starts, passes signals on to, and lets nobody outlive."""
 
 import multiprocessing

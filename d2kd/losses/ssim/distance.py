@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """SSIM between feature maps: luminance, contrast and structure in a sliding window.
 
 Shape shorthand in this file:

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """SSIM with all exponents 1 as one operation, piece by piece in the processor's cache.
 
 Written out, SSIM reads and writes some forty maps as large as the features; memory, not arithmetic,

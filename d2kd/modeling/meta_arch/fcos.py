@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Detectron2's FCOS for yaml configs: the same modules, so the same checkpoints.
 
 Shape shorthand in this file:

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """How the detectors encode boxes, in the two calls a loss needs: ``decode`` and ``loss``.
 
 Shape shorthand in this file:

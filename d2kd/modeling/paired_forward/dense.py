@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """How a dense detector (RetinaNet, FCOS, GFL and their like) and its teacher are observed.
 
 Anchors, or points as square boxes, are the regions: student and teacher share them by
@@ -29,14 +30,14 @@ from ..meta_arch.gfl.losses import expected_distance
 from ..teacher import FrozenTeacher
 from .box_coders import box_coder_of
 from .ground_truth import cat_ground_truth
-from .registry import Wanted, register_observer
+from .registry import RequiredOutputs, register_paired_forward
 
-__all__ = ["box_maps", "class_logits", "observe_dense"]
+__all__ = ["box_maps", "class_logits", "forward_pair_dense"]
 
 
-@register_observer("RetinaNet", "FCOS", "GFL")
-def observe_dense(
-    student: DenseDetector, teacher: FrozenTeacher, batch: list[dict], want: Wanted
+@register_paired_forward("RetinaNet", "FCOS", "GFL")
+def forward_pair_dense(
+    student: DenseDetector, teacher: FrozenTeacher, batch: list[dict], required: RequiredOutputs
 ) -> tuple[dict[str, Tensor], DistillStep]:
     """Train-forward the student once; let the teacher answer on the student's positives.
 
@@ -44,7 +45,7 @@ def observe_dense(
         student: in training mode.
         teacher: with the student's anchors and classes where its head is read.
         batch: what the data loader gave, with "instances".
-        want: what the losses need; there are no proposals to choose.
+        required: what the losses need; there are no proposals to choose.
 
     Returns:
         dict of the student's own losses, bit-equal to its training forward; DistillStep.
@@ -64,7 +65,7 @@ def observe_dense(
     all_gt_boxes, gt_image = cat_ground_truth(gt_instances)
     step = DistillStep(
         student=_student_outputs(student, features, predictions, positives),
-        teacher=_observe_teacher(teacher, batch, images, positives, want),
+        teacher=_teacher_outputs(teacher, batch, images, positives, required),
         num_images=len(batch),
         strides={name: spec.stride for name, spec in student.backbone.output_shape().items()},
         gt_boxes=all_gt_boxes,
@@ -127,15 +128,15 @@ def _student_outputs(
 
 
 @torch.no_grad()
-def _observe_teacher(
+def _teacher_outputs(
     teacher: FrozenTeacher,
     batch: list[dict],
     images: ImageList,
     positives: list["_LevelPositives"],
-    want: Wanted,
+    required: RequiredOutputs,
 ) -> DetectorOutputs:
     """The teacher's features and those branches of its head that somebody reads."""
-    features, requires = teacher.features(batch, images), want.requires
+    features, requires = teacher.features(batch, images), required.requires
     outputs: dict[str, Any] = {}
     if requires <= {"features"}:
         # Then the teacher may be of any family.

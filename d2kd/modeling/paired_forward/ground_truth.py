@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Ground truth of a whole batch as two flat tensors, the form in which masks read it."""
 
 import torch

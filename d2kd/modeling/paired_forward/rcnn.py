@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """How a two-stage detector (GeneralizedRCNN with an FPN) and its teacher are observed.
 
 Shape shorthand in this file:
@@ -15,14 +16,14 @@ from ...structures import DetectorOutputs, DistillStep
 from ..teacher import FrozenTeacher
 from .box_coders import box_coder_of
 from .ground_truth import cat_ground_truth
-from .registry import Wanted, register_observer
+from .registry import RequiredOutputs, register_paired_forward
 
-__all__ = ["observe_rcnn"]
+__all__ = ["forward_pair_rcnn"]
 
 
-@register_observer("GeneralizedRCNN")
-def observe_rcnn(
-    student: nn.Module, teacher: FrozenTeacher, batch: list[dict], want: Wanted
+@register_paired_forward("GeneralizedRCNN")
+def forward_pair_rcnn(
+    student: nn.Module, teacher: FrozenTeacher, batch: list[dict], required: RequiredOutputs
 ) -> tuple[dict[str, Tensor], DistillStep]:
     """Train-forward the student once; let the teacher answer for the student's positives.
 
@@ -30,7 +31,7 @@ def observe_rcnn(
         student: GeneralizedRCNN with SharedProposalROIHeads.
         teacher: of the same box encoding and, where its heads are read, the same classes.
         batch: what the data loader gave, with "instances".
-        want: what the losses need, and whose proposals are sampled.
+        required: what the losses need, and whose proposals are sampled.
 
     Returns:
         dict of the student's own losses, bit-equal to stock; DistillStep.
@@ -42,14 +43,14 @@ def observe_rcnn(
         student.proposal_generator, images, features, gt_instances
     )
     teacher_features = teacher.features(batch, images)
-    teacher_dense, teacher_proposals = _run_teacher_rpn(teacher, images, teacher_features, want)
+    teacher_dense, teacher_proposals = _run_teacher_rpn(teacher, images, teacher_features, required)
     if teacher_proposals:
         proposals = [_union(*pair) for pair in zip(proposals, teacher_proposals)]
     proposals, head_losses = student.roi_heads(images, features, proposals, gt_instances)
 
     positives = [_positives(p, student.roi_heads.num_classes) for p in proposals]
     labels = torch.cat([p.gt_classes for p in positives])
-    theirs = _run_teacher_box_head(teacher, teacher_features, positives, labels, want)
+    theirs = _run_teacher_box_head(teacher, teacher_features, positives, labels, required)
     gt_boxes, gt_image = cat_ground_truth(gt_instances)
     step = DistillStep(
         student=DetectorOutputs(features, dense_logits, *_predictions(positives, labels)),
@@ -83,14 +84,17 @@ def _run_rpn(
 
 @torch.no_grad()
 def _run_teacher_rpn(
-    teacher: FrozenTeacher, images: ImageList, features: dict[str, Tensor], want: Wanted
+    teacher: FrozenTeacher,
+    images: ImageList,
+    features: dict[str, Tensor],
+    required: RequiredOutputs,
 ) -> tuple[dict[str, Tensor], list[Instances]]:
     """The teacher's objectness and proposals, each only if somebody reads it."""
-    if "dense_logits" not in want.requires and want.proposals != "union":
+    if "dense_logits" not in required.requires and required.proposals != "union":
         return {}, []
     rpn = teacher.model.proposal_generator
     level_features = [features[f] for f in rpn.in_features]
-    if want.proposals != "union":
+    if required.proposals != "union":
         head = rpn.rpn_head
         dense_logits = [
             teacher.call(lambda x: head.objectness_logits(head.conv(x)), x) for x in level_features
@@ -143,10 +147,10 @@ def _run_teacher_box_head(
     features: dict[str, Tensor],
     positives: list[Instances],
     labels: Tensor,
-    want: Wanted,
+    required: RequiredOutputs,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The teacher's logits (R, K + 1) and class-selected deltas (R, 4) on the student's regions."""
-    if not want.requires & {"logits", "deltas"}:
+    if not required.requires & {"logits", "deltas"}:
         return None, None
     heads: StandardROIHeads = teacher.model.roi_heads
     regions = [p.proposal_boxes for p in positives]

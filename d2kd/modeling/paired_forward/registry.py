@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Observers: one function per detector family that runs a student and its teacher side by side."""
 
 from collections.abc import Callable
@@ -8,10 +9,10 @@ from torch import Tensor, nn
 from ...structures import DistillStep
 from ..teacher import FrozenTeacher
 
-__all__ = ["Wanted", "Observer", "get_observer", "register_observer"]
+__all__ = ["RequiredOutputs", "PairForward", "get_paired_forward", "register_paired_forward"]
 
 
-class Wanted(NamedTuple):
+class RequiredOutputs(NamedTuple):
     """What the enabled losses need of a step.
 
     Attributes:
@@ -24,15 +25,15 @@ class Wanted(NamedTuple):
     proposals: str
 
 
-Observer = Callable[
-    [nn.Module, FrozenTeacher, list[dict], Wanted], tuple[dict[str, Tensor], DistillStep]
+PairForward = Callable[
+    [nn.Module, FrozenTeacher, list[dict], RequiredOutputs], tuple[dict[str, Tensor], DistillStep]
 ]
 
-_OBSERVERS: dict[str, Observer] = {}
+_OBSERVERS: dict[str, PairForward] = {}
 
 
-def register_observer(*meta_architectures: str) -> Callable[[Observer], Observer]:
-    """Register ``observe(student, teacher, batch, want) -> (detection losses, DistillStep)``.
+def register_paired_forward(*meta_architectures: str) -> Callable[[PairForward], PairForward]:
+    """Register ``forward_pair(student, teacher, batch, required) -> (detection losses, DistillStep)``.
 
     The losses must be bit-equal to those of the student's own training forward, and every head of
     the student runs once. This is all that a new detector needs in order to be distilled.
@@ -41,14 +42,14 @@ def register_observer(*meta_architectures: str) -> Callable[[Observer], Observer
         meta_architectures: the MODEL.META_ARCHITECTURE names that the function serves.
     """
 
-    def register(observe: Observer) -> Observer:
-        _OBSERVERS.update({name: observe for name in meta_architectures})
-        return observe
+    def register(forward_pair: PairForward) -> PairForward:
+        _OBSERVERS.update({name: forward_pair for name in meta_architectures})
+        return forward_pair
 
     return register
 
 
-def get_observer(meta_architecture: str) -> Observer:
+def get_paired_forward(meta_architecture: str) -> PairForward:
     """The observer of a meta-architecture; ValueError where there is none."""
     if meta_architecture not in _OBSERVERS:
         raise ValueError(

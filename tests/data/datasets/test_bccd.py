@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Real data: BCCD, where $DETECTRON2_DATASETS has it (see datasets/README.md)."""
 
 import logging

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """COCO-format data from a declaration, and what is refused."""
 
 import pytest

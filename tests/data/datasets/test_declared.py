@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """DATASETS.CUSTOM itself: keys, agreement of the classes, registration, number of classes."""
 
 import copy

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The synthetic set: what is drawn, and how it gets onto the disk."""
 
 import multiprocessing

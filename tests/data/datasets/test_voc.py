@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """VOC-layout data from a declaration, and what is refused."""
 
 import logging
@@ -149,9 +150,9 @@ def test_bad_input_is_named(root, voc, spoil, error, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_missing_folder_is_also_a_file_not_found_error(voc):
+def test_missing_folder(voc):
     voc["IMAGES"] = "toy/jgp"
-    with pytest.raises(FileNotFoundError, match="DATASETS.CUSTOM.toy.IMAGES: there is no folder"):
+    with pytest.raises(DatasetError, match="DATASETS.CUSTOM.toy.IMAGES: there is no folder"):
         load(voc)
 
 

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Two processes: every parameter is in every step, also at factor 0 and without ground truth."""
 
 import torch

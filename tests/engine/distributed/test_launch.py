@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Processes: how many a command line means, how they meet, and how all end when one does."""
 
 import fcntl

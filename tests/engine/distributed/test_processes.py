@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Several processes train as one does: gradients, checkpoints, Ctrl-C, torchrun."""
 
 import math

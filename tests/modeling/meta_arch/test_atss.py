@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """ATSS on cases made by hand and against a slow literal reference."""
 
 import math

@@ -1,6 +1,5 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """FCOS from yaml against the model zoo's FCOS from LazyConfig."""
-
-import os
 
 import pytest
 import torch
@@ -12,8 +11,9 @@ from detectron2.utils.events import EventStorage
 
 from d2kd.config.fcos import add_fcos_config
 from d2kd.modeling.meta_arch.fcos import FCOS
+from tests.common import ROOT
 
-BASE = os.path.join(os.path.dirname(__file__), "..", "..", "configs", "Base-FCOS.yaml")
+BASE = str(ROOT / "configs" / "Base-FCOS.yaml")
 
 
 def _zoo():

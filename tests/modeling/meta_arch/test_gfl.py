@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """GFL built from the config: its head, anchors, box encoding and labels."""
 
 import pytest

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """GFL's inference: decoding, suppression and export by tracing."""
 
 import math

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """GFL's losses against numpy references written from the paper's equations."""
 
 import numpy as np

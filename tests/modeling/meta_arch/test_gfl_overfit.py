@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """GFL learns eight pictures by heart: assignment, losses and decoding agree with each other."""
 
 import pytest

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """A training step of GFL: its losses against numpy, their gradients, autocast."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Box coders against Detectron2's own box losses, and on boxes at the edge of what is a box."""
 
 import pytest

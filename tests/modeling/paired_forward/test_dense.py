@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Observing dense detectors: stock losses, one head pass, and rows that mean the same region."""
 
 import copy
@@ -8,8 +9,8 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from d2kd.modeling.paired_forward.dense import observe_dense
-from d2kd.modeling.paired_forward.registry import Wanted, get_observer
+from d2kd.modeling.paired_forward.dense import forward_pair_dense
+from d2kd.modeling.paired_forward.registry import RequiredOutputs, get_paired_forward
 from d2kd.modeling.teacher import FrozenTeacher
 from tests.common.tiny_dense import DETECTORS, K, build_dense, make_batch
 
@@ -18,7 +19,9 @@ EVERYTHING = frozenset({"features", "dense_logits", "logits", "deltas"})
 
 def _observe(student, teacher, batch, requires=EVERYTHING):
     with EventStorage():
-        return observe_dense(student, teacher, batch, Wanted(frozenset(requires), "student"))
+        return forward_pair_dense(
+            student, teacher, batch, RequiredOutputs(frozenset(requires), "student")
+        )
 
 
 def _count_calls(head):
@@ -40,8 +43,8 @@ def test_losses_and_their_running_normaliser_are_stock(name):
             expected = stock(batch)
             logged = set(storage.latest())
         with EventStorage() as storage:
-            want = Wanted(EVERYTHING, "student")
-            losses, _ = get_observer(name)(student, teacher, batch, want)
+            required = RequiredOutputs(EVERYTHING, "student")
+            losses, _ = get_paired_forward(name)(student, teacher, batch, required)
             assert set(storage.latest()) == logged
         assert list(losses) == list(expected)
         assert all(torch.equal(losses[k], expected[k]) for k in losses)

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Observing a two-stage detector: stock losses, one head pass, rows that mean the same region."""
 
 import copy
@@ -8,8 +9,8 @@ from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 from d2kd.modeling import FrozenTeacher, SharedProposalROIHeads
-from d2kd.modeling.paired_forward.rcnn import observe_rcnn
-from d2kd.modeling.paired_forward.registry import Wanted
+from d2kd.modeling.paired_forward.rcnn import forward_pair_rcnn
+from d2kd.modeling.paired_forward.registry import RequiredOutputs
 from tests.common.helpers import LEVELS, K, build_pair, count_calls, make_batch, run
 
 EVERYTHING = frozenset({"features", "dense_logits", "logits", "deltas"})
@@ -22,7 +23,9 @@ BOTH = pytest.param(([[8, 12, 50, 60]], [[30, 20, 60, 44]]), id="boxes in both")
 def _observe(student, teacher, batch, requires=EVERYTHING, proposals="student", seed=5):
     torch.manual_seed(seed)
     with EventStorage():
-        return observe_rcnn(student, teacher, batch, Wanted(frozenset(requires), proposals))
+        return forward_pair_rcnn(
+            student, teacher, batch, RequiredOutputs(frozenset(requires), proposals)
+        )
 
 
 @pytest.mark.parametrize("opts", [[], AGNOSTIC], ids=["class-specific", "class-agnostic"])

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Adaptive training sample selection: which anchors answer for which ground-truth box.
 
 Shape shorthand in this file:

@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """GFL's head: RetinaNet's two branches, the second of which predicts distributions.
 
 Shape shorthand in this file:

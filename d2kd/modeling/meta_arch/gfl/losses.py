@@ -1,3 +1,4 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The two generalized focal losses and the expectation that turns edge distributions into boxes.
 
 Paper: Generalized Focal Loss (Li et al., NeurIPS 2020, arXiv 2006.04388), abbreviated GFL.
