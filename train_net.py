@@ -2,7 +2,8 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Train, distil or evaluate a detector.
 
-    python train_net.py --config-file configs/TAR/faster_rcnn_R_50_from_R_101_FPN_1x.yaml [--num-gpus 8]
+    python train_net.py [--num-gpus 8] \\
+        --config-file configs/TAR/faster_rcnn_R_50_from_R_101_FPN_1x.yaml
     torchrun --nproc_per_node 8 train_net.py --config-file ...
 
 As Detectron2's own training script; DISTILL.* in the config says who teaches and what is compared.
@@ -57,8 +58,9 @@ def find_student(cfg: CfgNode, resume: bool) -> tuple[str, str]:
         last = find_last(cfg.OUTPUT_DIR)
         if last is None:
             raise ValueError(
-                f"--eval-only --resume: there is no last_checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}: "
-                "set OUTPUT_DIR to that of a run, or leave out --resume and set MODEL.WEIGHTS"
+                "--eval-only --resume: there is no last_checkpoint in OUTPUT_DIR "
+                f"{cfg.OUTPUT_DIR}: set OUTPUT_DIR to that of a run, or leave out --resume and "
+                "set MODEL.WEIGHTS"
             )
         return last.path, last.path
     if not cfg.MODEL.WEIGHTS:

@@ -1,11 +1,14 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Knowledge distillation for Detectron2 detectors.
 
-Importing it registers d2kd's meta-architectures, observers and synthetic datasets.
+Importing it registers d2kd's meta-architectures, paired forwards and synthetic datasets.
 """
 
+from .utils import opencv  # noqa: F401  isort: skip  first: it explains why cv2 cannot be imported
 from . import data, modeling  # noqa: F401  registration
 from .config.defaults import add_d2kd_config
 from .engine import DistillTrainer, build_distill_hooks
 
-__all__ = ["DistillTrainer", "add_d2kd_config", "build_distill_hooks"]
+__version__ = "0.1.0"
+
+__all__ = ["DistillTrainer", "__version__", "add_d2kd_config", "build_distill_hooks"]

@@ -44,7 +44,8 @@ class Pair:
     Attributes:
         stock: Detectron2's own model of the student's config; its tensors are the student's.
         teacher: as Detectron2 builds it, in its own layout: of the floor.
-        optimized_teacher: the same as the config's keys have it, e.g. channels last: of the distilled step.
+        optimized_teacher: the same as the config's keys have it, e.g. channels last; the
+            distilled step uses it.
         random: whose weights are random; any of "student", "teacher".
     """
 

@@ -81,8 +81,8 @@ class AtomicPathManager:
         # PyTorch's writer turns the system's error into a RuntimeError of its own.
         except (OSError, RuntimeError) as error:
             raise WeightsError(
-                f"{path} could not be written: {error}. The checkpoint before it is as it was: make "
-                f"space in {os.path.dirname(path)}, then continue with --resume."
+                f"{path} could not be written: {error}. The checkpoint before it is as it was: "
+                f"make space in {os.path.dirname(path)}, then continue with --resume."
             ) from error
 
 

@@ -86,8 +86,8 @@ class RunCheckpointer(DetectionCheckpointer):
         kind = "under a teacher" if was_distilled else "without a teacher"
         raise ValueError(
             f"the run in OUTPUT_DIR {self.save_dir} was trained {kind}, and DISTILL.ENABLED is "
-            f"{not was_distilled}: set DISTILL.ENABLED {was_distilled} to resume that run, or another "
-            "OUTPUT_DIR for this one"
+            f"{not was_distilled}: set DISTILL.ENABLED {was_distilled} to resume that run, or "
+            "another OUTPUT_DIR for this one"
         )
 
 

@@ -1,9 +1,9 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The named compatibility edits that make Detectron2 0.6 run on current Python, torch and numpy."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable
 
 
 class EditError(RuntimeError):

@@ -145,7 +145,7 @@ def test_another_number_of_processes_is_named_and_all_do_the_same(monkeypatch, c
     state = streams.state_dict()
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     for rank in range(2):
-        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         streams = RunState([], torch.nn.Identity())
         streams.load_state_dict(state)
         assert "of 1 process(es), these are 2" in caplog.text

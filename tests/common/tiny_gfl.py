@@ -38,7 +38,7 @@ def build_gfl(**overrides) -> GFL:
     return build_model(cfg)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _spread_gfl() -> GFL:
     model = build_gfl()
     # All locations are alike before training: tell them and their bins apart.

@@ -73,7 +73,8 @@ def plan_group(args: Namespace, device: str) -> Group:
     kind, available = torch.device(device).type, torch.cuda.device_count()
     if kind == "cuda" and not available:
         raise ConfigError(
-            f"MODEL.DEVICE is {device} and there is no GPU here: add MODEL.DEVICE cpu to the command"
+            f"MODEL.DEVICE is {device} and there is no GPU here: add MODEL.DEVICE cpu to the "
+            "command"
         )
     if "TORCHELASTIC_RUN_ID" in os.environ:
         group = _plan_of_torchrun(args, kind)

@@ -33,8 +33,9 @@ _OBSERVERS: dict[str, PairForward] = {}
 
 
 def register_paired_forward(*meta_architectures: str) -> Callable[[PairForward], PairForward]:
-    """Register ``forward_pair(student, teacher, batch, required) -> (detection losses, DistillStep)``.
+    """Register ``forward_pair(student, teacher, batch, required)``.
 
+    It returns the detection losses and a ``DistillStep``.
     The losses must be bit-equal to those of the student's own training forward, and every head of
     the student runs once. This is all that a new detector needs in order to be distilled.
 
@@ -43,7 +44,7 @@ def register_paired_forward(*meta_architectures: str) -> Callable[[PairForward],
     """
 
     def register(forward_pair: PairForward) -> PairForward:
-        _OBSERVERS.update({name: forward_pair for name in meta_architectures})
+        _OBSERVERS.update(dict.fromkeys(meta_architectures, forward_pair))
         return forward_pair
 
     return register
@@ -54,6 +55,7 @@ def get_paired_forward(meta_architecture: str) -> PairForward:
     if meta_architecture not in _OBSERVERS:
         raise ValueError(
             f"MODEL.META_ARCHITECTURE {meta_architecture!r} cannot be distilled; set it to one of "
-            f"{sorted(_OBSERVERS)}, or register an observer for it (d2kd.modeling.paired_forward.registry)"
+            f"{sorted(_OBSERVERS)}, or register a paired forward for it "
+            "(d2kd.modeling.paired_forward.registry)"
         )
     return _OBSERVERS[meta_architecture]

@@ -49,7 +49,7 @@ def test_losses_and_their_running_normaliser_are_stock(name):
         assert list(losses) == list(expected)
         assert all(torch.equal(losses[k], expected[k]) for k in losses)
         assert getattr(student, "loss_normalizer", 0) == getattr(stock, "loss_normalizer", 0)
-    for model, values in ((student, losses), (stock, expected)):
+    for values in (losses, expected):
         sum(values.values()).backward()
     for ours, theirs in zip(student.parameters(), stock.parameters()):
         assert ours.grad is theirs.grad is None or torch.equal(ours.grad, theirs.grad)
@@ -85,7 +85,7 @@ def test_teacher_runs_only_the_branches_that_are_read(name, requires, parts, fie
     student, teacher = build_dense(name), FrozenTeacher(build_dense(name, seed=1))
     calls = _count_calls(teacher.model.head)
     _, step = _observe(student, teacher, make_batch(), requires)
-    assert calls == {part: 5 for part in parts}
+    assert calls == dict.fromkeys(parts, 5)
     outputs = {k: v for k, v in vars(step.teacher).items() if k not in ("features", "box_bins")}
     assert {k for k, v in outputs.items() if v is not None and len(v)} == set(fields)
     maps = [*step.teacher.features.values(), *step.teacher.dense_logits.values()]
