@@ -1,7 +1,11 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The installed Detectron2 works here, and the build that may have made it fails loudly."""
+"""The installed Detectron2 works here, the build that may have made it fails loudly, and d2kd is
+packaged as pyproject.toml says.
+"""
 
 import hashlib
+import importlib.metadata
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,7 +28,11 @@ from detectron2.utils.events import EventStorage
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
+import d2kd
+from tests.common import ROOT
+
 HEIGHT, WIDTH = 64, 96
+HEADER = "# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0."
 FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
 RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 
@@ -248,3 +256,53 @@ def test_configured_index_is_used(packaging, monkeypatch, has_pip):
         monkeypatch.setattr(backend.sys, "executable", "/bin/false")
     monkeypatch.setenv("PIP_INDEX_URL", "http://localhost:1/simple")
     assert backend.pip_settings()["index-url"] == "http://localhost:1/simple"
+
+
+def test_version_and_typing_marker_are_installed():
+    assert importlib.metadata.version("d2kd") == d2kd.__version__
+    assert (Path(d2kd.__file__).parent / "py.typed").is_file()
+
+
+def fake_opencv(folder, message):
+    """Import d2kd in a new process where ``import cv2`` fails with ``message``."""
+    (folder / "cv2.py").write_text(f"raise ImportError({message!r})")
+    code = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(ROOT)!r}]; import d2kd"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+
+
+def test_import_without_libgl_names_the_headless_build(tmp_path):
+    missing = "libGL.so.1: cannot open shared object file: No such file or directory"
+    error = fake_opencv(tmp_path, missing).strip().splitlines()[-1]
+    assert missing in error
+    assert "pip uninstall -y opencv-python && pip install opencv-python-headless" in error
+
+
+def test_other_import_errors_of_opencv_stay_as_they_are(tmp_path):
+    error = fake_opencv(tmp_path, "numpy is broken").strip().splitlines()[-1]
+    assert error == "ImportError: numpy is broken"
+
+
+def python_files():
+    """Return every Python file of the project, not what training or an environment left there."""
+    folders = ("configs", "d2kd", "experiments", "packaging", "tests", "tools")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return sorted([*ROOT.glob("*.py"), *found])
+
+
+def test_every_file_starts_with_the_licence():
+    assert len(python_files()) > 200
+    for path in python_files():
+        lines = path.read_text().splitlines()
+        first = lines[1] if lines[0].startswith("#!") else lines[0]
+        assert first == HEADER, f"{path.relative_to(ROOT)} does not start with {HEADER!r}"
+
+
+@pytest.mark.parametrize("signature, code", [("(x)", 1), ("(x: int) -> int", 0)])
+def test_mypy_fails_on_an_untyped_public_function(tmp_path, signature, code):
+    pytest.importorskip("mypy")
+    file = tmp_path / "module.py"
+    file.write_text(f"def double{signature}:\n    return 2 * x\n")
+    command = [sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", file]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == code, ran.stdout
+    assert ("[no-untyped-def]" in ran.stdout) == bool(code)
