@@ -97,7 +97,7 @@ class DistillStep:
     activation: str
     box_coder: BoxCoder
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         rows = {
             f"{who}.{name}": len(value)
             for who in ("student", "teacher")

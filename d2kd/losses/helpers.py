@@ -28,8 +28,8 @@ def bind(function: Callable, parameters: dict[str, Any]) -> Callable:
     Raises:
         ValueError: if the function has no such parameter (checked now, not at the first step).
     """
-    known = inspect.signature(function).parameters.values()
-    known = [p.name for p in known if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    accepted = inspect.signature(function).parameters.values()
+    known = [p.name for p in accepted if p.kind is inspect.Parameter.KEYWORD_ONLY]
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ValueError(f"{function.__name__} has no parameters {unknown}; it has {known}")

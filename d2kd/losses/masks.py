@@ -10,6 +10,7 @@ Shape shorthand in this file:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from fvcore.common.registry import Registry
@@ -47,7 +48,8 @@ def register_mask(
         min_total: smallest normaliser of :func:`d2kd.losses.masked_means`, in cells.
     """
 
-    def register(mask: Callable) -> Callable:
+    # Any: mypy knows no functions with attributes.
+    def register(mask: Any) -> Callable:
         mask.requires = frozenset(requires)
         mask.min_total = min_total
         MASK_REGISTRY.register(mask)

@@ -14,7 +14,8 @@ __all__ = ["get_random_state", "kept_random_state", "set_random_state"]
 
 def get_random_state() -> dict[str, Any]:
     """States of Python's, NumPy's, PyTorch's and, if one is in use, the GPU's global streams."""
-    kind, keys, *rest = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    kind, keys, *rest = numpy_state
     state = {
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), *rest),

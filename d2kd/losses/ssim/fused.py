@@ -10,7 +10,7 @@ Shape shorthand in this file:
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,7 +81,16 @@ class ClosedSSIM(Function):
     """
 
     @staticmethod
-    def forward(ctx, x, y, first_dim, window, sigma, c1, c2):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        first_dim: int | None,
+        window: int,
+        sigma: float,
+        c1: float,
+        c2: float,
+    ) -> Tensor:
         smooth = GaussianWindow(x, window, sigma)
         learns = ctx.needs_input_grad[0]
         scales = _Scale.of(x, first_dim, learns), _Scale.of(y, first_dim, False)
@@ -98,7 +107,7 @@ class ClosedSSIM(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
         grad, result = (grad * ctx.smooth.norm)[:, None], torch.empty(
             x.shape, dtype=x.dtype, device=x.device
