@@ -8,6 +8,7 @@ from detectron2.config import get_cfg
 
 from .fcos import add_fcos_config
 from .gfl import add_gfl_config
+from .timm import add_timm_config
 
 __all__ = ["LOSS_NAMES", "OPTIMIZERS", "SCHEDULES", "add_d2kd_config", "get_value", "plain_config"]
 
@@ -39,6 +40,7 @@ def add_d2kd_config(cfg: CN) -> None:
     cfg.SOLVER.ACCUMULATE_STEPS = 1
     add_fcos_config(cfg)
     add_gfl_config(cfg)
+    add_timm_config(cfg)
     cfg.DISTILL = CN()
     # False trains the plain student, bit-equal to stock Detectron2.
     cfg.DISTILL.ENABLED = False
