@@ -3,7 +3,7 @@
 """Train, distil or evaluate a detector.
 
     python train_net.py [--num-gpus 8] \\
-        --config-file configs/TAR/faster_rcnn_R_50_from_R_101_FPN_1x.yaml
+        --config-file configs/coco/TAR/faster_rcnn_R_50_from_R_101_FPN_1x.yaml
     torchrun --nproc_per_node 8 train_net.py --config-file ...
 
 As Detectron2's own training script; DISTILL.* in the config says who teaches and what is compared.

@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 
 from experiments.report import Row, write_report
-from experiments.suites import BASELINE, INHERIT, SUITES, Method
+from experiments.suites import BASELINE, INHERIT, SUITES, Method, teacher_config
 from experiments.training_runs import ROOT, Run, execute, metrics, train
 
 TIMED_ITERATIONS = 60
@@ -117,7 +117,7 @@ def ensure_teacher(args: argparse.Namespace, detector: str) -> tuple[str, float]
     folder = args.teachers / f"{detector}_teacher"
     weights = folder / "model_final.pth"
     if not weights.is_file():
-        execute(Run(f"{detector} teacher", f"configs/{args.suite}/{detector}_teacher.yaml", folder))
+        execute(Run(f"{detector} teacher", teacher_config(args.suite, detector), folder))
     return str(weights), round(metrics(folder / "metrics.json")["AP"], 2)
 
 

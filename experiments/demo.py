@@ -39,7 +39,7 @@ from experiments.training_runs import (
     train,
 )
 
-CONFIG = "configs/shapes/SSIM/faster_rcnn_thin_from_wide_800.yaml"
+CONFIG = "configs/shapes/SSIM/faster_rcnn_R_50_eighth_from_R_50_three_eighths_800.yaml"
 TEST_SET = "d2kd_shapes_test"
 STEPS_TIMED = 8
 PICTURES = 4

@@ -3,7 +3,7 @@
 """Keep a checkpoint's model alone, in half precision: a teacher small enough to ship.
 
 python -m experiments.shrink_checkpoint output/shapes/faster_rcnn_teacher/model_final.pth \\
-    configs/shapes/faster_rcnn_teacher_fp16.pth
+    configs/shapes/teacher/faster_rcnn_R_50_three_eighths_3000_fp16.pth
 """
 
 import argparse

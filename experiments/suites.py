@@ -3,7 +3,9 @@
 
 from typing import NamedTuple
 
-__all__ = ["BASELINE", "DETECTORS", "INHERIT", "SUITES", "Method", "Suite"]
+from experiments.training_runs import ROOT
+
+__all__ = ["BASELINE", "DETECTORS", "INHERIT", "SUITES", "Method", "Suite", "teacher_config"]
 
 # As configs are named -> as tables and charts name them, in their order.
 DETECTORS = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet", "fcos": "FCOS", "gfl": "GFL"}
@@ -17,8 +19,14 @@ class Method(NamedTuple):
     opts: tuple[str, ...] = ()
 
 
+def teacher_config(suite: str, detector: str) -> str:
+    """The config that trains the teacher of a detector on a suite's data, from the root."""
+    (path,) = (ROOT / "configs" / suite / "teacher").glob(f"{detector}_R_50_*.yaml")
+    return str(path.relative_to(ROOT))
+
+
 class Suite(NamedTuple):
-    """What is compared on one dataset; teachers are ``configs/<suite>/<detector>_teacher.yaml``.
+    """What is compared on one dataset.
 
     Attributes:
         methods: detector -> the baseline, then the methods that are held against it.
@@ -32,7 +40,9 @@ class Suite(NamedTuple):
 
 
 def _shapes(detector: str, name: str, folder: str) -> Method:
-    return Method(name, f"configs/shapes/{folder}/{detector}_thin_from_wide_800.yaml")
+    return Method(
+        name, f"configs/shapes/{folder}/{detector}_R_50_eighth_from_R_50_three_eighths_800.yaml"
+    )
 
 
 BASELINE = "baseline"
@@ -45,7 +55,8 @@ def _baseline(config: str) -> Method:
 
 
 def _shapes_baseline(detector: str) -> Method:
-    return _baseline(f"configs/shapes/Distill-{detector}.yaml")
+    # Any distilled config: with ENABLED False it is the baseline, which may start from the teacher.
+    return _baseline(_shapes(detector, "FRS", "FRS").config)
 
 
 def _tar(config: str) -> tuple[Method, ...]:
@@ -60,7 +71,7 @@ def _tar(config: str) -> tuple[Method, ...]:
 _SHAPES: dict[str, tuple[Method, ...]] = {
     "faster_rcnn": (
         _shapes_baseline("faster_rcnn"),
-        *_tar("configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml"),
+        *_tar("configs/shapes/TAR/faster_rcnn_R_50_eighth_from_R_50_three_eighths_800.yaml"),
         _shapes("faster_rcnn", "FRS", "FRS"),
         _shapes("faster_rcnn", "SSIM", "SSIM"),
         _shapes("faster_rcnn", "hint", "hint"),
@@ -83,7 +94,7 @@ _SHAPES: dict[str, tuple[Method, ...]] = {
     ),
 }
 
-_BCCD_TAR = "configs/TAR/bccd_faster_rcnn_thin_from_half_600.yaml"
+_BCCD_TAR = "configs/bccd/TAR/faster_rcnn_R_50_eighth_from_R_50_half_600.yaml"
 
 SUITES = {
     "shapes": Suite(
@@ -101,7 +112,7 @@ SUITES = {
     ),
 }
 
-# What a student can take over from its teacher: everything but the thin backbone.
+# What a student can take over from its teacher: everything but the narrower backbone.
 INHERIT: dict[str, tuple[str, ...]] = {
     "faster_rcnn": ("backbone.fpn", "proposal_generator", "roi_heads"),
     "retinanet": ("backbone.fpn", "head"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 
-from tests.common import ROOT
+from tests.common import ROOT, SHAPES_PAIR
 from tests.common.helpers import TRAIN_SET, register_train_set, write_teacher
 
 # One thread, also in processes that tests start: tiny networks are fastest so, and sums are always
@@ -44,7 +44,9 @@ def measured(tmp_path_factory):
     from d2kd.benchmark import run as benchmark
 
     path = tmp_path_factory.mktemp("benchmark") / "shapes" / "a.json"
-    config = str(ROOT / "configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml")
+    config = str(
+        ROOT / "configs/shapes/TAR/faster_rcnn_R_50_eighth_from_R_50_three_eighths_800.yaml"
+    )
     options = ["--size", "64", "64", "--batch", "1", "--steps", "2", "--warmup", "1"]
     argv = ["benchmark.py", "--config-file", config, "--json", str(path), "--random-weights"]
     with pytest.MonkeyPatch.context() as patch:

@@ -2,19 +2,23 @@
 """Every yaml says what it must and can be built; on the meta device, so without weights or time."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from d2kd.config.defaults import add_d2kd_config, plain_config
 from d2kd.engine import build_schedule
+from d2kd.model_zoo import CONFIGS, find_config_file, get_config_file
 from d2kd.modeling import Distiller, build
+from d2kd.utils.errors import ConfigError
 from tests.common import ROOT
 
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
-LEAVES = [path for path in FILES if not path.name.startswith(("Base-", "Distill-"))]
+LEAVES = [path for path in FILES if "_base_" not in path.parts]
 IDS = [str(path.relative_to(ROOT / "configs")) for path in LEAVES]
 every_leaf = pytest.mark.parametrize("path", LEAVES, ids=IDS)
 
@@ -81,7 +85,47 @@ def test_no_two_write_to_one_folder():
 @every_leaf
 def test_teacher_weights_are_where_its_config_writes_them(path):
     node = _cfg(path).DISTILL
-    if not node.ENABLED or not node.TEACHER.CONFIG_FILE.startswith("configs/"):
+    own = find_config_file(node.TEACHER.CONFIG_FILE)
+    if not node.ENABLED or own is None:
         return
-    teacher = _cfg(ROOT / node.TEACHER.CONFIG_FILE)
-    assert node.TEACHER.WEIGHTS.startswith((teacher.OUTPUT_DIR + "/model_final", "configs/"))
+    teacher = _cfg(own)
+    shipped = CONFIGS / node.TEACHER.WEIGHTS.removeprefix("d2kd://")
+    assert node.TEACHER.WEIGHTS == f"{teacher.OUTPUT_DIR}/model_final.pth" or shipped.is_file()
+
+
+SCHEME = re.compile(
+    r"(coco|shapes|bccd|cards|voc)/"
+    r"(teacher/DETECTOR_NET_SCHEDULE|baseline/DETECTOR_NET_SCHEDULE"
+    r"|[\w+]+/DETECTOR_NET_from_NET_SCHEDULE(_[a-z]+)?)\.yaml".replace(
+        "DETECTOR", "(faster_rcnn|retinanet|fcos|gfl)"
+    )
+    .replace("NET", r"[A-Za-z]\w*?")
+    .replace("SCHEDULE", r"(\dx|\d+)")
+)
+
+
+@every_leaf
+def test_the_name_says_what_it_trains(path):
+    name = str(path.relative_to(CONFIGS.resolve()))
+    assert SCHEME.fullmatch(name), name
+    assert _cfg(path).OUTPUT_DIR == f"output/{name[:-5]}"
+
+
+def _depth(path):
+    bases = yaml.safe_load(path.read_text()).get("_BASE_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    return 1 + max((_depth(path.parent / base) for base in bases), default=0)
+
+
+@every_leaf
+def test_leaves_are_short_and_shallow(path):
+    lines = [x for x in path.read_text().splitlines() if not x.startswith("#")]
+    assert len(lines) <= 16 and _depth(path) - 1 <= 3
+
+
+def test_configs_are_found_by_name():
+    name = "coco/TAR/faster_rcnn_R_50_from_R_101_FPN_1x.yaml"
+    assert Path(get_config_file(name)).samefile(ROOT / "configs" / name)
+    with pytest.raises(ConfigError, match="Did you mean 'coco/TAR/faster_rcnn_R_50_from_R_101"):
+        get_config_file("coco/TAR/faster_rcnn_R50_from_R_101_FPN_1x.yaml")
+    assert find_config_file("../setup.py") is None

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "d2kd"
 # Lowest first; packages of one line do not import each other.
 FLOORS = [
     ("utils", "structures"),
-    ("losses",),
+    ("losses", "model_zoo"),
     ("config",),
     ("data",),
     ("checkpoint", "evaluation"),

@@ -1,14 +1,13 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The COCO presets hold what the papers and their released code publish, value by value."""
 
-from pathlib import Path
-
 import pytest
 from detectron2.config import get_cfg
 
 from d2kd.config.defaults import add_d2kd_config
+from tests.common import ROOT
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = ROOT / "configs" / "coco"
 
 # FRS, released code: alpha on features, beta on dense scores, by detector.
 FRS_WEIGHTS = {

@@ -2,7 +2,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Convert another release's checkpoint of a network to timm's names, for MODEL.TIMM.WEIGHTS.
 
-    python tools/convert_timm_weights.py efficientnet-lite0-57934424.pth tf_efficientnet_lite0 lite0.pth \
+    python tools/convert_timm_weights.py efficientnet-lite0.pth tf_efficientnet_lite0 lite0.pth \
         --check cat.png=281,282,285 coffee.png=504,967,968
 
 The two releases must build the network in the same order: tensors are matched one by one, and their

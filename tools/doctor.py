@@ -3,7 +3,7 @@
 """Check a set-up before spending GPU hours on it (docs/doctor.md shows what it says).
 
     python tools/doctor.py \\
-        --config-file configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml [KEY VALUE ...]
+        --config-file configs/shapes/TAR/faster_rcnn_R_50_eighth_from_R_50_three_eighths_800.yaml [KEY VALUE ...]
 
 Exits with 1 if anything is wrong.
 """

@@ -3,7 +3,7 @@
 """Say what a distilled step costs: seconds, and how far above its floor.
 
     python tools/benchmark.py --json out.json \\
-        --config-file configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml
+        --config-file configs/shapes/TAR/faster_rcnn_R_50_eighth_from_R_50_three_eighths_800.yaml
 
 The floor of a distilled step is a plain student step plus the teacher's forward, without gradients,
 of exactly the parts that the losses read, as Detectron2 builds it. BENCHMARK.md holds results and

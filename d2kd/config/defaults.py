@@ -61,9 +61,10 @@ def add_d2kd_config(cfg: CN) -> None:
 
 def _add_network_keys(node: CN) -> None:
     node.TEACHER = CN()
-    # A model-zoo name ("COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml") or the path of a yaml.
+    # The path of a yaml, a name in d2kd's model zoo ("coco/teacher/gfl_R_101_FPN_2x.yaml") or a name
+    # in Detectron2's ("COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"), looked up in this order.
     node.TEACHER.CONFIG_FILE = ""
-    # A path, URL or detectron2:// address; "" is the model zoo's checkpoint of CONFIG_FILE.
+    # A path, URL, detectron2:// or d2kd:// address; "" is Detectron2's checkpoint of CONFIG_FILE.
     node.TEACHER.WEIGHTS = ""
     # What the teacher computes in: "student": what the student does, half under SOLVER.AMP;
     # "float32"; "bfloat16" or "float16", from which losses get float32 (docs/precision.md).

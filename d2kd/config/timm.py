@@ -7,7 +7,7 @@ __all__ = ["add_timm_config"]
 
 
 def add_timm_config(cfg: CN) -> None:
-    """Add MODEL.TIMM, the keys of the backbones ``build_*timm_fpn_backbone`` (needs ``d2kd[timm]``).
+    """Add MODEL.TIMM, the keys of ``build_timm_fpn_backbone`` and its like (``d2kd[timm]``).
 
     The FPN over the network reads MODEL.FPN. MODEL.BACKBONE.FREEZE_AT freezes the network's first
     stages: 1 up to stride 2, 2 up to stride 4, and so on.

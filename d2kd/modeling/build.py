@@ -12,6 +12,7 @@ from torch import nn
 from ..checkpoint.weights import load_weights_strict, resolve_weights
 from ..config.defaults import add_d2kd_config
 from ..config.load import merge_file
+from ..model_zoo import find_config_file
 from .compatibility import check_two_stage
 from .teacher import FrozenTeacher
 
@@ -61,12 +62,13 @@ def read_teacher_config(cfg: CfgNode) -> CfgNode:
 
 
 def _find_in_zoo(name: str) -> str:
+    """d2kd's own config of that name, or Detectron2's."""
     try:
-        return get_config_file(name)
+        return find_config_file(name) or get_config_file(name)
     except RuntimeError as error:
         raise FileNotFoundError(
             f"DISTILL.TEACHER.CONFIG_FILE {name!r} is neither a file (seen from {os.getcwd()}) nor "
-            "the name of a config in Detectron2's model zoo"
+            "the name of a config in d2kd's or Detectron2's model zoo"
         ) from error
 
 

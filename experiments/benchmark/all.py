@@ -24,9 +24,9 @@ from typing import NamedTuple
 from experiments.benchmark.report import METHODS, ROOT
 from experiments.suites import DETECTORS
 
-SHAPES = "configs/shapes/{method}/{detector}_thin_from_wide_800.yaml"
+SHAPES = "configs/shapes/{method}/{detector}_R_50_eighth_from_R_50_three_eighths_800.yaml"
 # The shortest schedules of R50 under R101.
-COCO = "configs/{method}/{detector}_R_50_from_R_101_FPN_{schedule}.yaml"
+COCO = "configs/coco/{method}/{detector}_R_50_from_R_101_FPN_{schedule}.yaml"
 COCO_DETECTORS, COCO_METHODS = tuple(DETECTORS)[:2], METHODS[:3]
 # What the teacher's keys make of a step, on the shapes' Faster R-CNN.
 KEYS = {

@@ -24,8 +24,8 @@ from experiments.training_runs import Run, execute
 
 # Set -> a config of it.
 CONFIGS = {
-    "shapes": "configs/shapes/SSIM/faster_rcnn_thin_from_wide_800.yaml",
-    "BCCD": "configs/TAR/bccd_faster_rcnn_thin_from_half_600.yaml",
+    "shapes": "configs/shapes/SSIM/faster_rcnn_R_50_eighth_from_R_50_three_eighths_800.yaml",
+    "BCCD": "configs/bccd/TAR/faster_rcnn_R_50_eighth_from_R_50_half_600.yaml",
 }
 
 

@@ -27,7 +27,7 @@ from experiments.benchmark.processes import measure_processes
 from experiments.plots import loglog_chart
 from experiments.training_runs import ROOT
 
-_TEACHER = ROOT / "configs/shapes/faster_rcnn_teacher.yaml"
+_TEACHER = ROOT / "configs/shapes/teacher/faster_rcnn_R_50_three_eighths_3000.yaml"
 
 
 class Sweep(NamedTuple):
@@ -71,7 +71,7 @@ def arguments(sweep: Sweep, value: int, method: str, folder: Path) -> list[str]:
 
 
 def config_of(method: str) -> str:
-    return f"configs/shapes/{method}/faster_rcnn_thin_from_wide_800.yaml"
+    return f"configs/shapes/{method}/faster_rcnn_R_50_eighth_from_R_50_three_eighths_800.yaml"
 
 
 def time_point(sweep: Sweep, value: int, method: str, steps: int) -> dict:

@@ -14,7 +14,7 @@ from d2kd.benchmark.options import as_arguments, parse_args
 from d2kd.utils.timing import Sample, interleave
 from tests.common import ROOT
 
-CONFIG = "configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml"
+CONFIG = "configs/shapes/TAR/faster_rcnn_R_50_eighth_from_R_50_three_eighths_800.yaml"
 KEYS = ("student_step_s", "teacher_needed_s", "teacher_full_s", "distilled_step_s")
 
 

@@ -79,7 +79,7 @@ def build():
 
     def get(detector, preset):
         if (detector, preset) not in built:
-            name = "thin_from_wide_800"
+            name = "R_50_eighth_from_R_50_three_eighths_800"
             cfg = read_config(str(ROOT / f"configs/shapes/{preset}/{detector}_{name}.yaml"), OPTS)
             built[detector, preset] = build_networks(cfg, random_weights=True)
         pair = built[detector, preset]

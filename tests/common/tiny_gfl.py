@@ -14,7 +14,7 @@ from d2kd.config.gfl import add_gfl_config
 from d2kd.modeling.meta_arch.gfl.gfl import GFL
 from tests.common import ROOT
 
-BASE = str(ROOT / "configs" / "Base-GFL.yaml")
+BASE = str(ROOT / "configs/_base_/detectors/gfl.yaml")
 TINY = {
     "MODEL.WEIGHTS": "",
     "MODEL.DEVICE": "cpu",

@@ -61,7 +61,7 @@ def test_remember_starts_an_unfinished_run_again(tmp_path):
 
 
 def test_a_failed_training_says_why(tmp_path):
-    config = "configs/shapes/faster_rcnn_baseline.yaml"
+    config = "configs/shapes/baseline/faster_rcnn_R_50_eighth_800.yaml"
     run = Run("bad", config, tmp_path, ("SOLVER.NO_SUCH_KEY", "1"))
     with pytest.raises(RuntimeError, match="(?s)train_net.py .* ended with 1.*NO_SUCH_KEY"):
         execute(run)
@@ -88,6 +88,6 @@ def test_shrink_refuses_what_float16_cannot_hold():
 def test_students_are_counted_whoever_has_their_keys(detector, tmp_path):
     cfg = get_cfg()
     add_d2kd_config(cfg)
-    cfg.merge_from_file(str(runs.ROOT / f"configs/shapes/Base-{detector}.yaml"))
+    cfg.merge_from_file(str(runs.ROOT / f"configs/_base_/detectors/{detector}_shapes.yaml"))
     (tmp_path / "student.yaml").write_text(plain_config(cfg).dump())
     assert runs._student_params(tmp_path) == runs.count_params(cfg) > 10**5

@@ -33,7 +33,7 @@ _TOLERANCE = 2.0
 
 
 class TimmBackbone(Backbone):
-    """A network of timm that returns the feature maps of its stages, "res2" at stride 4 and so on."""
+    """A network of timm that returns its stages' feature maps: "res2" at stride 4 and so on."""
 
     def __init__(self, network: nn.Module):
         """
@@ -189,14 +189,14 @@ def _load(network: nn.Module, weights: str) -> None:
     """Load every tensor of the network; what the file has beyond them is its classifier."""
     content = safe_load(resolve_weights(weights, "MODEL.TIMM.WEIGHTS"))
     ours = network.state_dict()
-    # Networks that timm flattens to give feature maps say "stages_0" where the whole says "stages.0".
+    # timm flattens some networks to give feature maps: "stages.0" is "stages_0" there.
     flat = {re.sub(r"^(\w+)\.(\d+)\.", r"\1_\2.", name): x for name, x in content.items()}
     saved = {name: x for name, x in {**flat, **content}.items() if name in ours}
     wrong = [n for n, x in ours.items() if n not in saved or saved[n].shape != x.shape]
     if wrong:
         raise WeightsError(
-            f"MODEL.TIMM.WEIGHTS {weights} lacks {len(wrong)} of the network's {len(ours)} tensors, "
-            f"or has them in another shape: {first_few(wrong)}. Set it to a checkpoint of "
+            f"MODEL.TIMM.WEIGHTS {weights} lacks {len(wrong)} of the network's {len(ours)} "
+            f"tensors, or has them in another shape: {first_few(wrong)}. Set it to a checkpoint of "
             "MODEL.TIMM.NAME under timm's names"
         )
     network.load_state_dict(saved)

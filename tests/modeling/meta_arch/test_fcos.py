@@ -13,7 +13,7 @@ from d2kd.config.fcos import add_fcos_config
 from d2kd.modeling.meta_arch.fcos import FCOS
 from tests.common import ROOT
 
-BASE = str(ROOT / "configs" / "Base-FCOS.yaml")
+BASE = str(ROOT / "configs/_base_/detectors/fcos.yaml")
 
 
 def _zoo():
