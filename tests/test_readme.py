@@ -1,7 +1,11 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The README is true: its recipe is followed to the letter."""
+"""The pages tell the truth: links lead somewhere, recipes run, printed commands exist."""
 
+import functools
+import importlib.util
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,24 +20,116 @@ from d2kd.structures import MaskInput
 from tests.common import ROOT
 from tests.common.helpers import build_pair, plain_cfg
 
-README = (ROOT / "README.md").read_text()
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "datasets" / "README.md",
+]
+# Files of the README's five steps, which the reader writes.
+WRITTEN_BY_THE_READER = {"mine.yaml", "mine_data.yaml", "mine_teacher.yaml"}
+TEXT_OF_A_COMMAND = r"(?:^|`|\| )\s*((?:(?:PYTHONPATH=\S+ )?python|torchrun|make) [^`|\n]+)"
 
 
-def blocks(heading, language):
-    """The fenced blocks of a language under a heading."""
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+def page_id(page):
+    return str(page.relative_to(ROOT))
+
+
+def without_fences(text):
+    return re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(text):
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", without_fences(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def blocks(page, heading, language):
+    """The fenced blocks of a language under a heading of a page."""
+    section = (ROOT / page).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
     found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", section, re.DOTALL | re.MULTILINE)
     return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
-def test_links_within_the_project_lead_somewhere(link):
-    assert link.startswith("http") or (ROOT / link).exists()
+def commands():
+    """(page, command) of every ``python``, ``torchrun`` and ``make`` command that is printed."""
+    for page in PAGES:
+        for command in re.findall(TEXT_OF_A_COMMAND, page.read_text(), re.MULTILINE):
+            yield page_id(page), command.split(" #")[0].strip()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_fences(page.read_text())):
+        if link.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{link}: there is no such file"
+        if anchor:
+            assert anchor in anchors(target.read_text()), f"{link}: there is no such heading"
+
+
+def test_readme_fits_the_front_page():
+    assert len((ROOT / "README.md").read_text().split()) <= 1000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_lines_of_prose_have_at_most_100_columns(page):
+    lines = without_fences(page.read_text()).splitlines()
+    long = [x for x in lines if len(x) > 100 and not x.startswith(("|", "!["))]
+    assert not [x for x in long if "](" not in x and " " in x.strip("- `")], page
+
+
+@functools.cache
+def help_text(*program):
+    """What a program prints for ``--help``; it must accept it."""
+    command = [sys.executable, "-W", "ignore", *program, "--help"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def program_of(words):
+    """("-m", module) or (script,), checked to be there, and the words after it."""
+    if words[0] == "-m":
+        assert importlib.util.find_spec(words[1]), f"there is no module {words[1]}"
+        return tuple(words[:2]), words[2:]
+    assert (ROOT / words[0]).is_file(), f"there is no file {words[0]}"
+    return (words[0],), words[1:]
+
+
+def targets_of_make():
+    return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page, command", sorted(set(commands())))
+def test_printed_command_exists(page, command):
+    words = command.split()
+    if words[0] == "make":
+        assert set(words[1:]) <= targets_of_make()
+        return
+    # torchrun's own options stand before the script.
+    first = next(i for i, x in enumerate(words) if x == "-m" or x.endswith(".py"))
+    program, arguments = program_of(words[first:])
+    options = [x.split("=")[0].strip("[]") for x in arguments if x.startswith(("--", "[--"))]
+    known = help_text(*program) if options else ""
+    assert not [x for x in options if not re.search(rf"{x}\b", known)], command
+    for path in re.findall(r"\S+\.yaml", " ".join(arguments)):
+        assert path in WRITTEN_BY_THE_READER or (ROOT / path).is_file(), f"there is no {path}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_configs_and_modules_that_are_named_exist(page):
+    """Paths in backquotes below configs/, d2kd/, tests/, tools/, docs/ and experiments/."""
+    pattern = r"`((?:configs|d2kd|tests|tools|docs|experiments)/[\w+./-]*)`"
+    named = re.findall(pattern, page.read_text())
+    assert not [x for x in named if not (ROOT / x).exists()]
 
 
 def test_the_recipe_for_a_distance_and_a_mask_works_as_printed():
-    (code,) = blocks("Add a distance or a mask", "python")
-    (keys,) = blocks("Add a distance or a mask", "yaml")
+    (code,) = blocks("docs/extending.md", "Add a distance or a mask", "python")
+    (keys,) = blocks("docs/extending.md", "Add a distance or a mask", "yaml")
     exec(code, {})
     student, teacher = torch.zeros(2, 3, 4, 5), torch.full((2, 3, 4, 5), 2.0)
     # Huber at 2 with delta 0.5: 0.5 * (2 - 0.25).
@@ -41,9 +137,8 @@ def test_the_recipe_for_a_distance_and_a_mask_works_as_printed():
     assert torch.allclose(huber, torch.full((2, 4, 5), 0.875))
     boxes, image = torch.tensor([[8.0, 0, 24, 16], [16, 0, 32, 8]]), torch.tensor([1, 1])
     mask = MASK_REGISTRY.get("boxes_only")(MaskInput((2, 4, 5), 8, (8,), boxes, image, None))
-    assert mask[0].sum() == 0 and mask[1].tolist() == [[0, 1, 1, 1, 0], [0, 1, 1, 0, 0]] + 2 * [
-        [0] * 5
-    ]
+    expected = [[0, 1, 1, 1, 0], [0, 1, 1, 0, 0], [0] * 5, [0] * 5]
+    assert mask[0].sum() == 0 and mask[1].tolist() == expected
     cfg = plain_cfg()
     cfg.merge_from_other_cfg(cfg.load_cfg(keys))
     _, student, teacher = build_pair()
@@ -55,7 +150,8 @@ def test_the_yaml_of_the_five_steps_are_a_pair(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     names = ("mine_data.yaml", "mine_teacher.yaml", "mine.yaml")
-    for name, text in zip(names, blocks("Distil your own pair in five steps", "yaml")):
+    texts = blocks("README.md", "Distil your own pair in five steps", "yaml")
+    for name, text in zip(names, texts, strict=True):
         (tmp_path / name).write_text(text)
     cfg = get_cfg()
     add_d2kd_config(cfg)
@@ -65,3 +161,22 @@ def test_the_yaml_of_the_five_steps_are_a_pair(tmp_path, monkeypatch):
     assert (cfg.MODEL.RESNETS.DEPTH, teacher.MODEL.RESNETS.DEPTH) == (50, 101)
     assert teacher.MODEL.WEIGHTS == f"{teacher.OUTPUT_DIR}/model_final.pth"
     check_pair(cfg, teacher, frozenset({"features", "logits", "deltas"}))
+
+
+def test_the_python_of_the_last_step_loads_a_student(tmp_path, monkeypatch):
+    """With Detectron2 alone: the printed lines name no d2kd."""
+    (code,) = blocks("README.md", "Distil your own pair in five steps", "python")
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.modeling import build_model
+
+    folder = tmp_path / "output" / "mine"
+    folder.mkdir(parents=True)
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    DetectionCheckpointer(build_model(cfg), str(folder)).save("model_final")
+    cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
+    (folder / "student.yaml").write_text(cfg.dump())
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(code, found)
+    assert found["predictor"].cfg.MODEL.WEIGHTS == cfg.MODEL.WEIGHTS
