@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 
-from tests.common import ROOT, SHAPES_PAIR
+from tests.common import ROOT
 from tests.common.helpers import TRAIN_SET, register_train_set, write_teacher
 
 # One thread, also in processes that tests start: tiny networks are fastest so, and sums are always

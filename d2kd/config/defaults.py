@@ -61,8 +61,8 @@ def add_d2kd_config(cfg: CN) -> None:
 
 def _add_network_keys(node: CN) -> None:
     node.TEACHER = CN()
-    # The path of a yaml, a name in d2kd's model zoo ("coco/teacher/gfl_R_101_FPN_2x.yaml") or a name
-    # in Detectron2's ("COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"), looked up in this order.
+    # The path of a yaml, a name in d2kd's model zoo ("coco/teacher/gfl_R_101_FPN_2x.yaml") or in
+    # Detectron2's ("COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"), looked up in this order.
     node.TEACHER.CONFIG_FILE = ""
     # A path, URL, detectron2:// or d2kd:// address; "" is Detectron2's checkpoint of CONFIG_FILE.
     node.TEACHER.WEIGHTS = ""

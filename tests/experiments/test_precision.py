@@ -19,7 +19,7 @@ def test_half_precision_is_close_and_float16_closer(tmp_path, monkeypatch, capsy
     shapes.generate(tmp_path / shapes.FOLDER, {"train": 4, "val": 1, "test": 1})
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.chdir(ROOT)
-    config = "configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml"
+    config = "configs/shapes/TAR/faster_rcnn_R_50_eighth_from_R_50_three_eighths_800.yaml"
     options = [
         "SOLVER.IMS_PER_BATCH",
         "2",
