@@ -27,6 +27,7 @@ from d2kd.data import check_num_classes, register_custom_datasets
 from d2kd.engine.distributed.launch import add_launch_options, launch
 from d2kd.engine.interrupt import interruptible
 from d2kd.modeling.build import build_teacher, read_teacher_config
+from d2kd.utils.command_line import exit_on_user_error
 
 
 def setup(args) -> CfgNode:
@@ -104,4 +105,5 @@ if __name__ == "__main__":
     )
     add_launch_options(parser)
     args = parser.parse_args()
-    launch(main, args, load_config(args.config_file, args.opts), (args,))
+    with exit_on_user_error(args.traceback):
+        launch(main, args, load_config(args.config_file, args.opts), (args,))

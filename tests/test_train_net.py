@@ -78,8 +78,17 @@ def test_resumes(trained):
 
 def test_wrong_keys_stop_before_training(trained, tmp_path):
     code, text = _call(trained[1], "MODEL.ROI_HEADS.NUM_CLASSES", 3, "OUTPUT_DIR", tmp_path)
-    assert code != 0 and "Set MODEL.ROI_HEADS.NUM_CLASSES to 4" in text.splitlines()[-1]
+    assert code == 2 and "Set MODEL.ROI_HEADS.NUM_CLASSES to 4" in text.splitlines()[-1]
+    assert "Traceback" not in text
     assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--num-processes", 2], ["--traceback"]])
+def test_a_wrong_key_is_one_message_and_status_2(tmp_path, options):
+    config = ROOT / "configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml"
+    code, text = _call(config, *options, "OUTPUT_DIR", tmp_path, "SOLVER.BASE_LRR", 1)
+    assert code == 2 and "SOLVER.BASE_LRR" in text
+    assert ("Traceback" in text) == ("--traceback" in options)
 
 
 def test_evaluating_nothing_is_an_error(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from ...utils.command_line import add_traceback_option, exit_on_user_error
 from ...utils.errors import ConfigError
 from .process_group import Group, join_group, leave_group
 from .worker_processes import run_children
@@ -27,6 +28,7 @@ def add_launch_options(parser: ArgumentParser) -> None:
         metavar="N",
         help="processes *per machine* where MODEL.DEVICE is cpu (as --num-gpus for cuda)",
     )
+    add_traceback_option(parser)
 
 
 def launch(main: Callable, args: Namespace, cfg: CfgNode, arguments: Sequence[Any] = ()) -> None:
@@ -42,7 +44,8 @@ def launch(main: Callable, args: Namespace, cfg: CfgNode, arguments: Sequence[An
     Raises:
         ConfigError: there are not so many GPUs, options contradict each other, or the batch cannot
             be shared.
-        SystemExit: 1 if a process failed, 130 after Ctrl-C.
+        SystemExit: 2 if a process ended by a user's mistake, 1 if one failed otherwise, 130 after
+            Ctrl-C.
     """
     group = plan_group(args, cfg.MODEL.DEVICE)
     # With a reference, Detectron2 makes the batch fit.
@@ -54,8 +57,15 @@ def launch(main: Callable, args: Namespace, cfg: CfgNode, arguments: Sequence[An
         main(*arguments)
     else:
         ranks = range(group.per_machine)
-        calls = {f"rank {group.rank(i)}": (i, group, main, *arguments) for i in ranks}
-        run_children(_run, calls)
+        calls = {
+            f"rank {group.rank(i)}": (args.traceback, i, group, main, *arguments) for i in ranks
+        }
+        run_children(_run_child, calls)
+
+
+def _run_child(show_traceback: bool, *arguments: Any) -> None:
+    with exit_on_user_error(show_traceback):
+        _run(*arguments)
 
 
 def _run(local_rank: int, group: Group, main: Callable, *arguments: Any) -> None:

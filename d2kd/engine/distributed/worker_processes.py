@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from ...utils.command_line import USER_ERROR_STATUS
 from ..interrupt import INTERRUPTED
 
 __all__ = ["run_children"]
@@ -34,7 +35,8 @@ def run_children(function: Callable, calls: dict[str, Sequence[Any]]) -> None:
         calls: name of the process, for messages -> arguments.
 
     Raises:
-        SystemExit: 130 after Ctrl-C, 1 if a process failed, which has written its error by then.
+        SystemExit: 130 after Ctrl-C, 2 if a process ended by a user's mistake, 1 if one failed
+            otherwise. It has written its error by then.
     """
     context = multiprocessing.get_context(START_METHOD)
     children = [
@@ -54,7 +56,8 @@ def run_children(function: Callable, calls: dict[str, Sequence[Any]]) -> None:
         sys.exit(INTERRUPTED)
     ends = ", ".join(f"{child.name} {_describe(child.exitcode)}" for child in first_to_fail)
     print(f"{ends}; the other processes were stopped.", file=sys.stderr, flush=True)
-    sys.exit(1)
+    mistaken = all(child.exitcode == USER_ERROR_STATUS for child in first_to_fail)
+    sys.exit(USER_ERROR_STATUS if mistaken else 1)
 
 
 def _child(function: Callable, *arguments: Any) -> None:
