@@ -17,6 +17,8 @@ import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from ..checkpoint.run_checkpointer import save_step
+
 __all__ = ["INTERRUPTED", "StopOnInterrupt", "interruptible"]
 
 # What a shell reports of a program that Ctrl-C ended: 128 + SIGINT.
@@ -102,8 +104,7 @@ class StopOnInterrupt(HookBase):
         if not wanted or self.trainer.iter + 1 >= self.trainer.max_iter:
             return
         self.before_save()
-        name = f"model_{self.trainer.iter:07d}"
-        self.trainer.checkpointer.save(name, iteration=self.trainer.iter)
+        save_step(self.trainer.checkpointer, self.trainer.iter)
         # Who leaves first may end the others, and one of them writes.
         comm.synchronize()
         logger.info("Interrupted after iteration %d; --resume continues it", self.trainer.iter)

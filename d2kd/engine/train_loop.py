@@ -2,13 +2,15 @@
 """Training loops over Detectron2's: losses checked in every process, and several batches a step."""
 
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.utils import comm
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .hooks import unwrap
@@ -18,7 +20,28 @@ __all__ = [
     "AccumulatingTrainer",
     "CheckedAMPTrainer",
     "CheckedTrainer",
+    "build_train_loop",
 ]
+
+
+def build_train_loop(
+    cfg: CfgNode, model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    """Detectron2's own loop, or one of this file for several processes or several batches a step.
+
+    Args:
+        cfg: SOLVER.AMP.ENABLED and SOLVER.ACCUMULATE_STEPS.
+        model: wrapped in DistributedDataParallel where there are several processes.
+        loader: of batches.
+        optimizer: of the model.
+    """
+    half, steps = cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.ACCUMULATE_STEPS
+    if steps > 1:
+        kind = AccumulatingAMPTrainer if half else AccumulatingTrainer
+        return kind(model, loader, optimizer, steps)
+    if comm.get_world_size() > 1:
+        return (CheckedAMPTrainer if half else CheckedTrainer)(model, loader, optimizer)
+    return (AMPTrainer if half else SimpleTrainer)(model, loader, optimizer)
 
 
 class CheckedTrainer(SimpleTrainer):

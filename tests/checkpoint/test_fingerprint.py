@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused_by_key(run, teacher_files, opts, words):
 def test_a_checkpoint_of_release_06_has_no_optimizer(tmp_path, caplog):
     _trainer(None, tmp_path).train()
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
-    for name in ("keys", "streams"):
+    for name in ("config", "run_state"):
         del saved[name]
     torch.save(saved, tmp_path / "model_final.pth")
     _resume(None, tmp_path)
