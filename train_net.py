@@ -28,6 +28,7 @@ from d2kd.engine.distributed.launch import add_launch_options, launch
 from d2kd.engine.interrupt import interruptible
 from d2kd.modeling.build import build_teacher, read_teacher_config
 from d2kd.utils.command_line import exit_on_user_error
+from d2kd.utils.errors import ConfigError
 
 
 def setup(args) -> CfgNode:
@@ -57,13 +58,13 @@ def find_student(cfg: CfgNode, resume: bool) -> tuple[str, str]:
     if resume:
         last = find_last(cfg.OUTPUT_DIR)
         if last is None:
-            raise ValueError(
+            raise ConfigError(
                 f"--eval-only --resume: there is no last_checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}: "
                 "set OUTPUT_DIR to that of a run, or leave out --resume and set MODEL.WEIGHTS"
             )
         return last.path, last.path
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError(
+        raise ConfigError(
             "--eval-only needs a trained student: set MODEL.WEIGHTS to its checkpoint, or add "
             "--resume for the last one in OUTPUT_DIR"
         )

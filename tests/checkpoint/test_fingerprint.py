@@ -137,9 +137,9 @@ def test_a_checkpoint_of_release_06_has_no_optimizer(tmp_path, caplog):
 
 def test_the_kind_of_run_is_asked_first(run, tmp_path):
     """A message about parameters would hide the reason."""
-    with pytest.raises(ValueError, match="set DISTILL.ENABLED True to resume that run"):
+    with pytest.raises(ResumeError, match="set DISTILL.ENABLED True to resume that run"):
         _resume(None, run)
     _trainer(None, tmp_path / "out").train()
     teacher = write_teacher(tmp_path / "teacher")
-    with pytest.raises(ValueError, match="set DISTILL.ENABLED False to resume that run"):
+    with pytest.raises(ResumeError, match="set DISTILL.ENABLED False to resume that run"):
         _resume(teacher, tmp_path / "out")

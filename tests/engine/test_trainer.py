@@ -18,6 +18,7 @@ from detectron2.utils.env import seed_all_rng
 from d2kd.config.defaults import plain_config
 from d2kd.engine import DistillLossHook, DistillTrainer, LossRatioHook, build_distill_hooks
 from d2kd.engine.interrupt import StopOnInterrupt
+from d2kd.utils.errors import ConfigError, WeightsError
 from tests.common import ROOT
 from tests.common.helpers import build_distiller, distill_cfg, make_batch, plain_cfg
 
@@ -206,14 +207,14 @@ def test_precise_bn_leaves_the_teacher(teacher_files, tmp_path):
 def test_absent_student_weights_are_named(teacher_files, tmp_path):
     opts = ["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", "nowhere.pth"]
     trainer = DistillTrainer(distill_cfg(teacher_files, *opts))
-    with pytest.raises(FileNotFoundError, match="^MODEL.WEIGHTS nowhere.pth is not there"):
+    with pytest.raises(WeightsError, match="^MODEL.WEIGHTS nowhere.pth is not there"):
         trainer.resume_or_load(resume=False)
 
 
 def test_unknown_optimizer_is_named(tmp_path):
     cfg = plain_cfg("SOLVER.OPTIMIZER", "ADAM", "OUTPUT_DIR", str(tmp_path))
     with pytest.raises(
-        ValueError, match="SOLVER.OPTIMIZER is 'ADAM': set it to one of .'SGD', 'ADAMW'"
+        ConfigError, match="SOLVER.OPTIMIZER is 'ADAM': set it to one of .'SGD', 'ADAMW'"
     ):
         DistillTrainer(cfg)
 
