@@ -7,6 +7,7 @@ from detectron2.utils.env import seed_all_rng
 
 from d2kd.engine import DistillTrainer
 from d2kd.utils.errors import ResumeError
+from tests.common import ROOT
 from tests.common.helpers import distill_cfg, plain_cfg, write_teacher
 
 pytestmark = pytest.mark.usefixtures("train_set")
@@ -69,8 +70,12 @@ def test_another_teacher_is_refused(teacher_files, tmp_path):
     opts = ["OUTPUT_DIR", str(tmp_path / "out"), "SOLVER.MAX_ITER", 1]
     _trainer(distill_cfg(teacher_files, *opts), resume=False).train()
     other = write_teacher(tmp_path / "other", seed=8)
+    trainer = DistillTrainer(distill_cfg(other, *opts))
+    before = _copy(dict(trainer.checkpointer.model.state_dict()))
     with pytest.raises(ResumeError, match="teacher.pth .* is resumed with .*other.teacher.pth"):
-        _trainer(distill_cfg(other, *opts), resume=True)
+        trainer.resume_or_load(resume=True)
+    found = trainer.checkpointer.model.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in before.items()), "half loaded"
     moved = tmp_path / "moved.pth"
     moved.write_bytes(teacher_files[1].read_bytes())
     _trainer(distill_cfg((teacher_files[0], moved), *opts), resume=True)
@@ -112,6 +117,11 @@ def test_the_identity_is_of_the_file_that_was_loaded(tmp_path):
         _trainer(distill_cfg(files, *opts), resume=True)
     files[1].write_bytes(original)
     _trainer(distill_cfg(files, *opts), resume=True)
+
+
+def test_the_checkpoints_of_steps_are_named_in_one_place():
+    found = [path.name for path in (ROOT / "d2kd").rglob("*.py") if "model_{" in path.read_text()]
+    assert found == ["run_checkpointer.py"]
 
 
 def test_a_baseline_resumes_its_optimizer_too(tmp_path):

@@ -62,7 +62,7 @@ def test_torchrun_has_started_them(monkeypatch, device, gpus):
         ("cpu", {"num_gpus": 2}, "use --num-processes 2"),
         ("cpu", {"num_processes": 0}, "--num-processes is 0: set it to 1 or more"),
         ("cuda", {"num_processes": 2}, "use --num-gpus 2, or set MODEL.DEVICE to cpu"),
-        ("cuda", {"num_gpus": 2}, "there are 1 on this machine: lower --num-gpus"),
+        ("cuda", {"num_gpus": 2}, "this machine has 1: lower --num-gpus"),
         ("cuda:0", {"num_gpus": 2}, "MODEL.DEVICE is 'cuda:0', .* set it to 'cuda'"),
         ("cpu", {"num_machines": 2}, "set it to tcp://HOST:PORT"),
         (
@@ -173,7 +173,7 @@ def test_an_error_of_one_ends_all_and_is_shown(monkeypatch, tmp_path, capfd):
     assert ended.value.code == 1 and time.monotonic() - start < 60
     text = capfd.readouterr().err
     assert "Process rank 1:\nTraceback" in text and "ValueError: something of its own" in text
-    assert "rank 1 ended with status 1, its error stands above" in text
+    assert "rank 1 ended with status 1, its error is printed above" in text
 
 
 @pytest.mark.parametrize("shown", [False, True])
