@@ -1,12 +1,14 @@
 #!/usr/bin/env python
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Train, distil or evaluate a detector.
+"""Train a detector, with or without a teacher, or evaluate it.
 
-    python train_net.py [--num-gpus 8] \\
-        --config-file configs/coco/TAR/faster_rcnn_R_50_from_R_101_FPN_1x.yaml
+    python train_net.py --config-file configs/TAR/faster_rcnn_R_50_from_R_101_FPN_1x.yaml \\
+        [--num-gpus 8] [--resume] [--eval-only] [KEY VALUE ...]
     torchrun --nproc_per_node 8 train_net.py --config-file ...
 
-As Detectron2's own training script; DISTILL.* in the config says who teaches and what is compared.
+The options are those of Detectron2's tools/train_net.py. The keys DISTILL.* of the config name the
+teacher and the losses. A mistake in the set-up is printed without a traceback (--traceback shows
+it), with exit status 2.
 """
 
 import os
@@ -28,9 +30,12 @@ from d2kd.data import check_num_classes, register_custom_datasets
 from d2kd.engine.distributed.launch import add_launch_options, launch
 from d2kd.engine.interrupt import interruptible
 from d2kd.modeling.build import build_teacher, read_teacher_config
+from d2kd.utils.command_line import exit_on_user_error
+from d2kd.utils.errors import ConfigError
 
 
 def setup(args) -> CfgNode:
+    """Read and check the config, prepare OUTPUT_DIR, start logging."""
     cfg = load_config(args.config_file, args.opts)
     prepare_output(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2kd")
@@ -42,7 +47,7 @@ def setup(args) -> CfgNode:
 
 
 def eval_student(cfg: CfgNode, resume: bool) -> OrderedDict:
-    """Evaluate the plain student of the config; no teacher is built."""
+    """Evaluate the student of the config; no teacher is built."""
     weights, path = find_student(cfg, resume)
     plain = cfg.clone()
     plain.defrost()
@@ -53,18 +58,23 @@ def eval_student(cfg: CfgNode, resume: bool) -> OrderedDict:
 
 
 def find_student(cfg: CfgNode, resume: bool) -> tuple[str, str]:
-    """The trained student's address as configured, and its local file."""
+    """The address of the trained student's checkpoint, and its local file.
+
+    Raises:
+        ConfigError: neither MODEL.WEIGHTS nor --resume names a checkpoint.
+        WeightsError: MODEL.WEIGHTS cannot be used.
+        ResumeError: the last checkpoint cannot be used.
+    """
     if resume:
         last = find_last(cfg.OUTPUT_DIR)
         if last is None:
-            raise ValueError(
-                "--eval-only --resume: there is no last_checkpoint in OUTPUT_DIR "
-                f"{cfg.OUTPUT_DIR}: set OUTPUT_DIR to that of a run, or leave out --resume and "
-                "set MODEL.WEIGHTS"
+            raise ConfigError(
+                f"--eval-only --resume: there is no last_checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}: "
+                "set OUTPUT_DIR to the folder of a run, or leave out --resume and set MODEL.WEIGHTS"
             )
         return last.path, last.path
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError(
+        raise ConfigError(
             "--eval-only needs a trained student: set MODEL.WEIGHTS to its checkpoint, or add "
             "--resume for the last one in OUTPUT_DIR"
         )
@@ -72,9 +82,9 @@ def find_student(cfg: CfgNode, resume: bool) -> tuple[str, str]:
 
 
 def eval_teacher(cfg: CfgNode) -> OrderedDict:
-    """Evaluate the teacher on the student's test sets, read in the teacher's own format.
+    """Evaluate the teacher on the student's test sets, with its own INPUT keys.
 
-    The random streams stay where they are: what is trained next is the same with and without.
+    The random streams are not advanced: a training that follows is the same with and without this.
     """
     teacher_cfg = read_teacher_config(cfg)
     teacher_cfg.DATASETS = cfg.DATASETS
@@ -85,6 +95,7 @@ def eval_teacher(cfg: CfgNode) -> OrderedDict:
 
 
 def main(args):
+    """Train or evaluate, in this process; several processes each call it."""
     cfg = setup(args)
     if args.eval_teacher:
         eval_teacher(cfg)
@@ -106,4 +117,5 @@ if __name__ == "__main__":
     )
     add_launch_options(parser)
     args = parser.parse_args()
-    launch(main, args, load_config(args.config_file, args.opts), (args,))
+    with exit_on_user_error(args.traceback):
+        launch(main, args, load_config(args.config_file, args.opts), (args,))

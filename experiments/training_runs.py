@@ -1,7 +1,6 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """One training as a subprocess of train_net.py: started, watched, and its results read back."""
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
 from d2kd import add_d2kd_config
+from d2kd.utils.files import sha256
 
 __all__ = [
     "ROOT",
@@ -56,7 +56,7 @@ def device() -> str:
 
 def file_sha256(path: Path) -> str:
     """The sha256 of a file in hex, or "" if it is not there."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return sha256(path) if path.is_file() else ""
 
 
 def cached_result(folder: Path, settings: dict, compute: Callable[[], dict]) -> dict:

@@ -28,7 +28,7 @@ def at_the_root_without_weights(monkeypatch):
     """Paths in the configs start at the repository; no checkpoint is read or downloaded."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(build, "resolve_weights", lambda weights, key: weights)
-    monkeypatch.setattr(build, "_sha256", lambda path: "")
+    monkeypatch.setattr(build, "sha256", lambda path: "")
     monkeypatch.setattr(build, "load_weights_strict", lambda *_: None)
 
 

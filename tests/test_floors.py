@@ -116,7 +116,7 @@ def test_the_maths_does_not_know_the_loss_modules():
 
 def test_the_check_sees_what_is_imported():
     seen = set(_imports(Path("engine/trainer.py")))
-    assert "d2kd.checkpoint.last_checkpoint.find_last" in seen
+    assert "d2kd.checkpoint.build_checkpointer" in seen
     assert _resolve("d2kd.modeling.build.build_teacher") == "modeling.build"
 
 

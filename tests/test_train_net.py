@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 
 import train_net
+from d2kd.utils.errors import ConfigError, WeightsError
 from tests.common import ROOT
 from tests.common.helpers import distill_cfg, plain_cfg, write_coco_set, write_teacher
 
@@ -78,15 +79,24 @@ def test_resumes(trained):
 
 def test_wrong_keys_stop_before_training(trained, tmp_path):
     code, text = _call(trained[1], "MODEL.ROI_HEADS.NUM_CLASSES", 3, "OUTPUT_DIR", tmp_path)
-    assert code != 0 and "Set MODEL.ROI_HEADS.NUM_CLASSES to 4" in text.splitlines()[-1]
+    assert code == 2 and "Set MODEL.ROI_HEADS.NUM_CLASSES to 4" in text.splitlines()[-1]
+    assert "Traceback" not in text
     assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--num-processes", 2], ["--traceback"]])
+def test_a_wrong_key_is_one_message_and_status_2(tmp_path, options):
+    config = ROOT / "configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml"
+    code, text = _call(config, *options, "OUTPUT_DIR", tmp_path, "SOLVER.BASE_LRR", 1)
+    assert code == 2 and "SOLVER.BASE_LRR" in text
+    assert ("Traceback" in text) == ("--traceback" in options)
 
 
 def test_evaluating_nothing_is_an_error(tmp_path):
     opts = ["OUTPUT_DIR", str(tmp_path)]
-    with pytest.raises(ValueError, match="set MODEL.WEIGHTS to its checkpoint"):
+    with pytest.raises(ConfigError, match="set MODEL.WEIGHTS to its checkpoint"):
         train_net.eval_student(plain_cfg(*opts), resume=False)
-    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS nowhere.pth is not there"):
+    with pytest.raises(WeightsError, match="MODEL.WEIGHTS nowhere.pth is not there"):
         train_net.eval_student(plain_cfg(*opts, "MODEL.WEIGHTS", "nowhere.pth"), resume=False)
 
 
@@ -103,7 +113,7 @@ def evaluated(monkeypatch):
 def test_resume_evaluates_the_last_checkpoint_or_nothing(tmp_path, evaluated):
     pretrained = write_teacher(tmp_path / "pretrained")[1]
     cfg = plain_cfg("OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(pretrained))
-    with pytest.raises(ValueError, match=f"no last_checkpoint in OUTPUT_DIR {tmp_path}: set"):
+    with pytest.raises(ConfigError, match=f"no last_checkpoint in OUTPUT_DIR {tmp_path}: set"):
         train_net.eval_student(cfg, resume=True)
     student = train_net.DistillTrainer.build_model(cfg).state_dict()
     torch.save({"model": student}, tmp_path / "model_final.pth")
@@ -120,7 +130,9 @@ def test_a_student_of_whom_tensors_are_missing_is_not_evaluated(tmp_path, evalua
     for kept in ({"of.another": torch.ones(1)}, {k: student[k] for k in student if k not in rpn}):
         torch.save({"model": kept}, tmp_path / "a.pth")
         (tmp_path / "last_checkpoint").write_text("a.pth")
-        with pytest.raises(ValueError, match="the student is incomplete: MODEL.WEIGHTS") as caught:
+        with pytest.raises(
+            WeightsError, match="the student is incomplete: MODEL.WEIGHTS"
+        ) as caught:
             train_net.eval_student(cfg, resume)
         assert f"student weights {tmp_path}/a.pth: " in str(caught.value)
     assert f", {len(rpn)} missing" in str(caught.value)

@@ -1,2 +1,18 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What a checkpoint holds, how it is written, and how it is read."""
+
+from .atomic_write import remove_unfinished
+from .build import build_checkpointer, build_run_state
+from .init_from_teacher import init_from_teacher
+from .resume_hooks import add_resume_hooks, evaluate_step_before
+from .student_config import write_student_config
+
+__all__ = [
+    "add_resume_hooks",
+    "build_checkpointer",
+    "build_run_state",
+    "evaluate_step_before",
+    "init_from_teacher",
+    "remove_unfinished",
+    "write_student_config",
+]

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""With which keys a run was trained so far, so that what is resumed otherwise is not a surprise."""
+"""What a run was trained with, saved in its checkpoints and compared when it is resumed."""
 
 import logging
 from collections.abc import Iterator
@@ -9,14 +9,15 @@ from detectron2.config import CfgNode
 
 from ..config import get_value
 from ..config.load import all_keys
+from ..utils.errors import ResumeError
 
-__all__ = ["ConfigFingerprint", "describe_changes"]
+__all__ = ["ConfigFingerprint", "TeacherFingerprint", "describe_changes"]
 
-# Groups that decide what is learned from which images.
+# The groups of keys that decide what is learned, and from which images.
 _GROUPS = ("DISTILL", "INPUT", "MODEL", "SOLVER")
-# Where a run is computed, how often it is saved and how long it is, it may be resumed with; the
-# teacher's weights are known by their content, the images of a step by their number.
-_FREE = (
+# Keys that may change between the parts of a run: where it is computed, how often it is saved, how
+# long it is. The teacher's weights are compared by content, the images of a step by their number.
+_MAY_CHANGE = (
     "DISTILL.TEACHER.WEIGHTS",
     "MODEL.DEVICE",
     "MODEL.WEIGHTS",
@@ -29,24 +30,55 @@ logger = logging.getLogger(__name__)
 
 
 class ConfigFingerprint:
-    """A checkpointable of a config's values that warns, once, if resumed with others."""
+    """The values of a config; logs one warning if the run was started with other values."""
 
     def __init__(self, cfg: CfgNode):
-        self._values = {key: _plain(get_value(cfg, key)) for key in _recorded(cfg)}
+        self.values = {key: _plain(get_value(cfg, key)) for key in _recorded_keys(cfg)}
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(self._values)
+        return dict(self.values)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        changes = describe_changes(state, self.state_dict())
+        """Compare with a checkpoint; nothing is loaded."""
+        changes = describe_changes(state, self.values)
         if changes:
             logger.warning(
-                "The run goes on with other keys than it was started with:\n%s", "\n".join(changes)
+                "The run is resumed with other keys than it was started with:\n%s",
+                "\n".join(changes),
+            )
+
+
+class TeacherFingerprint:
+    """The teacher's weights, by content; refuses a run that was started with another teacher."""
+
+    def __init__(self, weights: str, sha256: str):
+        """
+        Args:
+            weights: the address of the teacher's checkpoint, for messages.
+            sha256: of the file.
+        """
+        self.weights = weights
+        self.sha256 = sha256
+
+    def state_dict(self) -> dict[str, str]:
+        return {"weights": self.weights, "sha256": self.sha256}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """Compare with a checkpoint; nothing is loaded.
+
+        Raises:
+            ResumeError: the checkpoint's teacher has other weights.
+        """
+        if state["sha256"] != self.sha256:
+            raise ResumeError(
+                f"this run was started with the teacher {state['weights']} (sha256 "
+                f"{state['sha256'][:12]}) and is resumed with {self.weights} ({self.sha256[:12]}): "
+                "set DISTILL.TEACHER.WEIGHTS back, or choose another OUTPUT_DIR"
             )
 
 
 def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """A line for each key whose value is not what it was; keys that only one knows are left out."""
+    """One line for each key whose value differs; keys that only one side has are left out."""
     return [
         f"  {key} was {old[key]!r}, is {new[key]!r}"
         for key in sorted(set(old) & set(new))
@@ -54,14 +86,14 @@ def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _recorded(cfg: CfgNode) -> Iterator[str]:
+def _recorded_keys(cfg: CfgNode) -> Iterator[str]:
     yield "DATASETS.TRAIN"
     for name in _GROUPS:
         for key in all_keys(cfg[name], f"{name}."):
-            if key not in _FREE and not isinstance(get_value(cfg, key), CfgNode):
+            if key not in _MAY_CHANGE and not isinstance(get_value(cfg, key), CfgNode):
                 yield key
 
 
 def _plain(value: Any) -> Any:
-    """Lists for tuples: a yaml that is read again does not tell one from the other."""
+    """Turn tuples into lists: yaml does not tell one from the other."""
     return [_plain(x) for x in value] if isinstance(value, (list, tuple)) else value

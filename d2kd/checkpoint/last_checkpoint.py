@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The checkpoint that a run goes on from: read before it is used, and the same in all processes."""
+"""The checkpoint that a run is resumed from, checked to be readable and the same for all."""
 
 import os
 import socket
@@ -15,7 +15,8 @@ __all__ = ["LastCheckpoint", "find_last"]
 
 
 class LastCheckpoint(NamedTuple):
-    """
+    """The last checkpoint of a run, read.
+
     Attributes:
         path: of the file.
         content: all that was saved, on the CPU.
@@ -29,14 +30,16 @@ class LastCheckpoint(NamedTuple):
 
 
 def find_last(folder: str) -> LastCheckpoint | None:
-    """What ``last_checkpoint`` names, or None; to be called by all processes at once.
+    """Read the checkpoint that ``last_checkpoint`` names; None if there is none.
+
+    To be called by all processes at once.
 
     Args:
-        folder: OUTPUT_DIR, of which each machine may have its own.
+        folder: OUTPUT_DIR; several machines may each have their own.
 
     Raises:
-        ResumeError: it cannot be read, or not by all, or is not the same for all. Every process
-            raises it: none is left waiting for another.
+        ResumeError: a process cannot read it, or two processes find different ones. Every process
+            raises it, so that none waits for another.
     """
     problem = None
     try:
@@ -57,7 +60,7 @@ def _disagreement(everyone: list[tuple]) -> str:
     lines = [f"  rank {i}, {place}: {found}" for i, (place, found) in enumerate(everyone)]
     return "\n".join(
         [
-            "the processes would go on from different checkpoints:",
+            "the processes would resume from different checkpoints:",
             *lines,
             "Set OUTPUT_DIR to a folder that all machines share, or copy last_checkpoint and the "
             "file it names from the first machine to the others.",
@@ -89,4 +92,4 @@ def _advise(folder: str, unusable: str) -> str:
     names = sorted(x for x in PathManager.ls(folder) if x.endswith(".pth") and x != unusable)
     others = [name for name in names if name.startswith("model_")]
     write = f"Write the name of another checkpoint into last_checkpoint ({', '.join(others)}), or "
-    return (write if others else "") + "delete last_checkpoint to begin anew."
+    return (write if others else "") + "delete last_checkpoint to start anew."

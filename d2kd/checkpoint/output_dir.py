@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The output folder, made and tried before anything is trained."""
+"""OUTPUT_DIR: created and checked before training."""
 
 import logging
 import os
@@ -13,10 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_output(folder: str) -> None:
-    """Make OUTPUT_DIR if need be, and write a file into it.
+    """Create OUTPUT_DIR if it does not exist and check that files can be written into it.
 
     Raises:
-        ConfigError: with what the operating system says: no permission, no space, no folder.
+        ConfigError: it cannot be written; with the operating system's reason.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -26,19 +26,19 @@ def prepare_output(folder: str) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise ConfigError(
-            f"OUTPUT_DIR {folder} cannot be written: {error}. Set it to a folder that can, with "
-            "space for the checkpoints."
+            f"OUTPUT_DIR {folder} cannot be written: {error}. Set it to a folder that can be "
+            "written and has space for the checkpoints."
         ) from error
 
 
 def warn_if_used(folder: str) -> None:
-    """Before a fresh start: Detectron2 overwrites another run's checkpoints without a word."""
+    """Warn before a new run overwrites the checkpoints of another; Detectron2 does not."""
     left = [name for name in ("model_final.pth", "last_checkpoint") if _is_in(folder, name)]
     if left:
         logger.warning(
-            "OUTPUT_DIR %s holds another run (%s), whose checkpoints this one overwrites and whose "
-            "metrics.json it goes on writing: add --resume to continue that run, or set another "
-            "OUTPUT_DIR to keep it",
+            "OUTPUT_DIR %s holds another run (%s). This run overwrites its checkpoints and appends "
+            "to its metrics.json: add --resume to continue that run, or set another OUTPUT_DIR to "
+            "keep it",
             folder,
             ", ".join(left),
         )

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Checkpoint files: fetched, whole, and without code in them; and what of them a model takes."""
+"""Checkpoint files: how they are found, read without running code, and loaded into a model."""
 
 import logging
 import os
@@ -12,6 +12,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from ..utils.errors import WeightsError
+
 __all__ = [
     "Loaded",
     "UnreachableError",
@@ -23,13 +25,13 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# By detector: where its weights are configured, and the config that they must belong to.
+# Of each detector: the key of its weights, and where the config is named that they must belong to.
 _KEYS = {
     "student": ("MODEL.WEIGHTS", "--config-file"),
     "teacher": ("DISTILL.TEACHER.WEIGHTS", "DISTILL.TEACHER.CONFIG_FILE"),
 }
 
-# All that numpy arrays need, under numpy's names before and since 2.0.
+# The classes that numpy arrays are unpickled with, under numpy's names before and since 2.0.
 _ARRAYS = {
     ("collections", "OrderedDict"),
     ("_codecs", "encode"),
@@ -45,29 +47,39 @@ _ARRAYS = {
 }
 
 
-class UnreachableError(FileNotFoundError):
-    """Nobody answers where a checkpoint should be fetched: elsewhere it may be had."""
+class UnreachableError(WeightsError):
+    """The server of a checkpoint does not answer; from another machine it may."""
 
 
 class Loaded(NamedTuple):
-    """A model's tensors by what a checkpoint had for them; ``unexpected`` are the file's own."""
+    """The names of tensors, by how a checkpoint fitted a model.
+
+    Attributes:
+        matched: loaded.
+        missing: of the model, not in the file.
+        wrong_shape: in the file with another shape; each name with both shapes.
+        unexpected: of the file, not in the model.
+    """
 
     matched: list[str]
     missing: list[str]
-    wrong_shape: list[str]  # with both shapes
+    wrong_shape: list[str]
     unexpected: list[str]
 
 
 class _ReportingCheckpointer(DetectionCheckpointer):
-    """DetectionCheckpointer that keeps what it could not match."""
+    """DetectionCheckpointer that keeps what it could not match.
 
-    def _load_model(self, checkpoint):
+    Detectron2 only logs that; its private ``_load_model`` returns it.
+    """
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         self.incompatible = super()._load_model(checkpoint)
         return self.incompatible
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads what the model zoo's .pkl files hold, and nothing that could run."""
+    """Unpickles arrays, as in the model zoo's .pkl files, and refuses what could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ARRAYS:
@@ -78,7 +90,11 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def safe_load(path: str) -> Any:
-    """The content of a local checkpoint, of which nothing can run; raises whatever is wrong."""
+    """Read a local checkpoint without running code from it.
+
+    Raises:
+        Exception: of torch, pickle, zipfile or the system, if it cannot be read.
+    """
     if path.endswith(".pkl"):
         with open(path, "rb") as file:
             return _ArraysOnly(file, encoding="latin1").load()
@@ -87,42 +103,41 @@ def safe_load(path: str) -> Any:
 
 
 def resolve_weights(weights: str, key: str) -> str:
-    """The local file of a checkpoint, downloaded if need be, which is safe to load.
+    """The local file of a checkpoint, downloaded if necessary and checked to be safe to load.
 
     Args:
         weights: a path, URL or detectron2:// address.
-        key: where it is configured, for the message.
+        key: the config key that holds it, for messages.
 
     Raises:
-        FileNotFoundError: it is not there.
         UnreachableError: its server cannot be reached.
-        ValueError: it is truncated, no checkpoint, or holds objects other than weights.
+        WeightsError: it is absent, truncated, no checkpoint, or holds other objects than weights.
     """
     try:
         path = PathManager.get_local_path(weights)
     except Exception as error:
-        # A server that answers has no such file.
+        # An HTTP error is an answer: the server has no such file.
         away = isinstance(error, OSError) and not isinstance(error, HTTPError)
-        kind = UnreachableError if away else FileNotFoundError
+        kind = UnreachableError if away else WeightsError
         raise kind(f"{key} {weights} cannot be fetched: {error}") from error
     # Detectron2 reads options behind a question mark.
     file = path.split("?")[0]
     if not os.path.isfile(file):
-        raise FileNotFoundError(
+        raise WeightsError(
             f"{key} {weights} is not there (seen from {os.getcwd()}): set it to the path, URL or "
             "detectron2:// address of a checkpoint"
         )
     try:
         safe_load(file)
     except Exception as error:
-        raise ValueError(
+        raise WeightsError(
             f"{key} {weights} cannot be read as a checkpoint of weights alone: {error}"
         ) from error
     return path
 
 
 def load_weights(model: nn.Module, path: str) -> Loaded:
-    """Load a checkpoint into a model as Detectron2 does, which takes what fits, and say what did.
+    """Load what fits of a checkpoint into a model, as Detectron2 does, and report what did.
 
     Args:
         model: changed in place.
@@ -132,7 +147,7 @@ def load_weights(model: nn.Module, path: str) -> Loaded:
     checkpointer.load(path, checkpointables=[])
     found = checkpointer.incompatible
     shapes = {name: (file, ours) for name, file, ours in found.incorrect_shapes}
-    # A tensor of another shape is taken out of the checkpoint and so also counts as missing.
+    # Detectron2 also counts a tensor of another shape as missing.
     missing = [name for name in found.missing_keys if name not in shapes]
     lacking = {*missing, *shapes}
     return Loaded(
@@ -144,22 +159,23 @@ def load_weights(model: nn.Module, path: str) -> Loaded:
 
 
 def load_weights_strict(model: nn.Module, weights: str, path: str, whose: str) -> None:
-    """Load every one of a detector's weights and log how many matched, or stop.
+    """Load all weights of a detector and log how many matched.
 
     Args:
-        weights: as configured, for messages.
-        path: the local file of ``resolve_weights``.
+        model: changed in place.
+        weights: the address in the config, for messages.
+        path: the local file, from ``resolve_weights``.
         whose: "student" or "teacher".
 
     Raises:
-        ValueError: a weight is missing in the file, or has another shape there; says how many and
+        WeightsError: a weight is missing in the file or has another shape there; says how many and
             which.
     """
     key, config = _KEYS[whose]
     try:
         loaded = load_weights(model, path)
     except Exception as error:
-        raise ValueError(f"{key} {weights} cannot be read as a checkpoint: {error}") from error
+        raise WeightsError(f"{key} {weights} cannot be read as a checkpoint: {error}") from error
     lists = {
         "missing": loaded.missing,
         "wrong shape": loaded.wrong_shape,
@@ -172,4 +188,4 @@ def load_weights_strict(model: nn.Module, weights: str, path: str, whose: str) -
     if loaded.missing or loaded.wrong_shape:
         details = [f"  {what}: {name}" for what, names in lists.items() for name in names[:10]]
         end = f"the {whose} is incomplete: {key} must belong to {config}"
-        raise ValueError("\n".join([report, *details, end]))
+        raise WeightsError("\n".join([report, *details, end]))

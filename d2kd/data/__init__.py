@@ -5,9 +5,11 @@ from .datasets.declared import register_custom_datasets
 from .datasets.synthetic_shapes import register_shapes
 from .mapper import build_mapper
 from .num_classes import check_num_classes, num_classes, num_classes_key
+from .resumable_loader import build_train_loader
 
 __all__ = [
     "build_mapper",
+    "build_train_loader",
     "check_num_classes",
     "num_classes",
     "num_classes_key",

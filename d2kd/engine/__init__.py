@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Floor 5: schedules, hooks and the trainer."""
+"""The trainer, its hooks and training loops, and the schedule of the distillation losses."""
 
 from .hooks import DistillLossHook, LossRatioHook, build_distill_hooks
 from .loss_schedule import build_schedule

@@ -1,7 +1,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Ctrl-C in training: the step is finished, a checkpoint written, and the run can be resumed.
+"""Ctrl-C in training: the step is finished, a checkpoint is written, and the run can be resumed.
 
-In the last evaluation, when that is done already, it acts at once.
+In the last evaluation the final checkpoint has been written, so Ctrl-C acts at once.
 """
 
 import logging
@@ -17,16 +17,21 @@ import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from ..checkpoint.run_checkpointer import save_step
+
 __all__ = ["INTERRUPTED", "StopOnInterrupt", "interruptible"]
 
-# What a shell reports of a program that Ctrl-C ended: 128 + SIGINT.
+# The exit status that shells report after Ctrl-C: 128 + SIGINT.
 INTERRUPTED = 130
 
 logger = logging.getLogger(__name__)
 
 
 class _Interrupt:
-    """Remembers the first Ctrl-C; the second one acts as usual, and all once ``at_once`` is set."""
+    """A signal handler that remembers the first Ctrl-C and lets the second act as usual.
+
+    If ``at_once`` is set, the first acts as usual too.
+    """
 
     def __init__(self):
         self.received = False
@@ -34,7 +39,7 @@ class _Interrupt:
         self.process = os.getpid()
 
     def __call__(self, signum, frame) -> None:
-        # Data workers inherit this handler, and would otherwise die in the middle of a step.
+        # Data workers inherit this handler; without it they would end in the middle of a step.
         in_worker = os.getpid() != self.process
         self.received = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,8 +47,8 @@ class _Interrupt:
             raise KeyboardInterrupt
         if not in_worker:
             print(
-                "Interrupted: finishing this iteration, with an evaluation that belongs to it, and "
-                "writing a checkpoint; press Ctrl-C again to stop at once, without.",
+                "Interrupted: finishing this iteration and its evaluation, then writing a "
+                "checkpoint. Press Ctrl-C again to stop at once, without a checkpoint.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -54,16 +59,16 @@ _current = _Interrupt()
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let the training inside end orderly on Ctrl-C, and the program with status 130.
+    """Finish the step and write a checkpoint on Ctrl-C, then end the program with status 130.
 
-    Enter it before the data loaders are built.
+    Enter it before the data loaders are built: data workers inherit the signal handler.
 
     Raises:
         SystemExit: 130, after a KeyboardInterrupt.
     """
     global _current
     _current = _Interrupt()
-    # Python delivers signals to the main thread, and lets nobody else ask for them.
+    # Only the main thread may set signal handlers.
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, _current) if main else None
     try:
@@ -77,17 +82,17 @@ def interruptible() -> Iterator[None]:
 
 
 class StopOnInterrupt(HookBase):
-    """Between two steps, after all other hooks: writes a checkpoint if Ctrl-C came meanwhile.
+    """Writes a checkpoint and stops after the step in which Ctrl-C was pressed.
 
-    Several processes must leave at the same step, though each is told at its own time: they ask
-    each other after every step and read the answers after the next one, when they have long been
-    there. So none waits for another, nor for its GPU.
+    It must be the last hook. Several processes must stop after the same step, but each receives the
+    signal at its own time. They ask each other after every step and read the answers after the next
+    one, when these have arrived. So no process waits for another or for its GPU.
     """
 
     def __init__(self, before_save: Callable[[], None] = lambda: None):
         """
         Args:
-            before_save: called by all processes; only the main one then writes a checkpoint.
+            before_save: called by all processes before the main one writes the checkpoint.
         """
         self.before_save = before_save
         self._question: Question | None = None
@@ -98,22 +103,21 @@ class StopOnInterrupt(HookBase):
 
     def after_step(self) -> None:
         wanted = self._question.exchange(_current.received) if self._question else _current.received
-        # The end of training writes a checkpoint itself; what then is left is the evaluation.
+        # After the last step Detectron2 writes the checkpoint; only the evaluation is left.
         if not wanted or self.trainer.iter + 1 >= self.trainer.max_iter:
             return
         self.before_save()
-        name = f"model_{self.trainer.iter:07d}"
-        self.trainer.checkpointer.save(name, iteration=self.trainer.iter)
-        # Who leaves first may end the others, and one of them writes.
+        save_step(self.trainer.checkpointer, self.trainer.iter)
+        # The first process to end may end the others, and the main one is still writing.
         comm.synchronize()
-        logger.info("Interrupted after iteration %d; --resume continues it", self.trainer.iter)
+        logger.info("Interrupted after iteration %d: add --resume to continue", self.trainer.iter)
         raise KeyboardInterrupt
 
     def before_last_evaluation(self) -> None:
-        """To be called by all processes when the last step's checkpoint is written.
+        """Let Ctrl-C act at once; to be called by all processes after the last checkpoint.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C came in the last step. From here on it raises this itself.
+            KeyboardInterrupt: Ctrl-C was pressed during the last step.
         """
         _current.at_once = True
         if (self._question and self._question.read()) or _current.received:
@@ -126,23 +130,30 @@ class StopOnInterrupt(HookBase):
 
 
 class Question:
-    """Whether any process says yes, one exchange late."""
+    """Asks all processes whether any of them says yes; the answer comes one exchange later."""
 
     def __init__(self):
-        # Of its own, on the host, so that its messages meet no others.
+        # A group of its own, on the host: its messages are not mixed with others.
         self._group = dist.new_group(backend="gloo")
         self._answer = torch.zeros(1)
         self._asked: dist.Work | None = None
 
     def exchange(self, yes: bool) -> bool:
-        """Ask all processes; returns whether any said yes the last time, for all the same."""
+        """Ask all processes, and return the answer to the question before (False at first).
+
+        Args:
+            yes: what this process says.
+
+        Returns:
+            Whether any process said yes at the last call; the same in all processes.
+        """
         before = self.read()
         self._answer = torch.tensor([float(yes)])
         self._asked = dist.all_reduce(self._answer, group=self._group, async_op=True)
         return before
 
     def read(self) -> bool:
-        """The answer to the latest question."""
+        """Wait for the answer to the last question and return it."""
         if self._asked is not None:
             self._asked.wait()
             self._asked = None

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""How strongly a student listens to its teacher as training goes on: the factor r(i)."""
+"""The factor on the distillation losses as a function of training progress."""
 
 from detectron2.config import CfgNode
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
@@ -17,13 +17,13 @@ __all__ = ["build_schedule"]
 
 
 def _step(node: CfgNode) -> ParamScheduler:
-    # Milestones of fvcore are counted in updates, here thousandths of the training.
+    # fvcore counts milestones in updates; here an update is a thousandth of the training.
     values = [node.GAMMA**i for i in range(len(node.STEPS) + 1)]
     milestones = [round(1000 * x) for x in node.STEPS]
     return MultiStepParamScheduler(values, milestones=milestones, num_updates=1000)
 
 
-# Of config.SCHEDULES.
+# By DISTILL.SCHEDULE.NAME.
 _SHAPES = {
     "constant": lambda node: ConstantParamScheduler(1.0),
     "linear": lambda node: LinearParamScheduler(1.0, 0.0),
@@ -33,10 +33,11 @@ _SHAPES = {
 
 
 def build_schedule(cfg: CfgNode) -> ParamScheduler:
-    """The factor on all distillation losses as a function of training progress.
+    """Build the schedule of the factor on all distillation losses.
 
-    TAR decays it: r(i) = 1 - i/I (arXiv 2006.13108; linear is the best supported reading). FRS
-    warms it up, r(i) = i/500 for i < 500, and keeps it (arXiv 2111.00674, released code).
+    TAR lets it decay, r(i) = 1 - i/I for iteration i of I (arXiv 2006.13108; linear is the best
+    supported reading). FRS raises it, r(i) = i/500 for i < 500, and then keeps it at 1 (arXiv
+    2111.00674, released code).
 
     Args:
         cfg: DISTILL.SCHEDULE.* and SOLVER.MAX_ITER.
@@ -45,8 +46,8 @@ def build_schedule(cfg: CfgNode) -> ParamScheduler:
         ParamScheduler: progress in [0, 1) -> factor in [0, 1].
 
     Raises:
-        ConfigError: unknown DISTILL.SCHEDULE.NAME, STEPS that do not rise, or a warm-up longer than
-            the training.
+        ConfigError: DISTILL.SCHEDULE.NAME is unknown, STEPS do not rise, or the warm-up is longer
+            than the training.
     """
     check_schedule(cfg)
     node, max_iter = cfg.DISTILL.SCHEDULE, cfg.SOLVER.MAX_ITER

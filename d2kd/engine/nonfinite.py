@@ -12,14 +12,15 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
 
-from ..checkpoint.atomic_write import atomic_write
 from ..modeling import LOSS_PREFIX
 from ..modeling.step_record import StepRecord
+from ..utils.errors import D2kdError
+from ..utils.files import atomic_write
 
 __all__ = ["NonFiniteLossError", "report_nonfinite_loss", "read_replay"]
 
 
-class NonFiniteLossError(FloatingPointError):
+class NonFiniteLossError(D2kdError, FloatingPointError):
     """A loss is infinite or not a number; the message names the loss, iteration and images."""
 
 

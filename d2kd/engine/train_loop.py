@@ -1,14 +1,16 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Training loops over Detectron2's: losses checked in every process, and several batches a step."""
+"""Training loops that check the losses in every process, or take several batches a step."""
 
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.utils import comm
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .hooks import unwrap
@@ -18,36 +20,57 @@ __all__ = [
     "AccumulatingTrainer",
     "CheckedAMPTrainer",
     "CheckedTrainer",
+    "build_train_loop",
 ]
 
 
-class CheckedTrainer(SimpleTrainer):
-    """SimpleTrainer that stops at a loss that is not finite also where its process is not the main.
+def build_train_loop(
+    cfg: CfgNode, model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    """Detectron2's own loop, or one of this file for several processes or several batches a step.
 
-    Detectron2's main process looks at the mean over processes; which of them is at fault, and on
-    what images, that one alone can say.
+    Args:
+        cfg: SOLVER.AMP.ENABLED and SOLVER.ACCUMULATE_STEPS.
+        model: wrapped in DistributedDataParallel where there are several processes.
+        loader: of batches.
+        optimizer: of the model.
+    """
+    half, steps = cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.ACCUMULATE_STEPS
+    if steps > 1:
+        kind = AccumulatingAMPTrainer if half else AccumulatingTrainer
+        return kind(model, loader, optimizer, steps)
+    if comm.get_world_size() > 1:
+        return (CheckedAMPTrainer if half else CheckedTrainer)(model, loader, optimizer)
+    return (AMPTrainer if half else SimpleTrainer)(model, loader, optimizer)
+
+
+class CheckedTrainer(SimpleTrainer):
+    """SimpleTrainer that stops at a loss that is not finite in any process, not only the main one.
+
+    Detectron2 checks the mean over processes, in the main one. Only the process whose loss it is
+    can name the loss and the images.
     """
 
     def _write_metrics(self, loss_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> None:
         super()._write_metrics(loss_dict, *args, **kwargs)
         if comm.is_main_process():
             return
-        # The line above has just waited for these values: a read of all adds no wait for a GPU.
+        # The line above has waited for these values already: this read adds no wait for the GPU.
         losses = torch.stack([loss.detach().float().reshape(()) for loss in loss_dict.values()])
         if not losses.isfinite().all().item():
             raise FloatingPointError(f"a loss of process {comm.get_rank()} is not finite")
 
 
 class CheckedAMPTrainer(CheckedTrainer, AMPTrainer):
-    """The same in half precision."""
+    """CheckedTrainer in half precision."""
 
 
 class AccumulatingTrainer(CheckedTrainer):
     """SimpleTrainer whose step averages the gradients of several batches.
 
-    That is the step of one batch as large as all, as far as every loss is a mean over images, or
-    normalised by what all batches have alike. Logged losses are means over the batches, data_time
-    is their sum. BatchNorm that trains sees the batches one by one.
+    This equals a step with one large batch if every loss is a mean over images, or is normalised by
+    a number that is the same for all batches. Logged losses are means over the batches; data_time
+    is the sum. Trained BatchNorm layers see the batches one by one.
     """
 
     def __init__(self, model, data_loader, optimizer, steps: int, **kwargs):
@@ -69,6 +92,7 @@ class AccumulatingTrainer(CheckedTrainer):
         data_time = 0.0
         for left in reversed(range(self.steps)):
             start = time.perf_counter()
+            # SimpleTrainer's own iterator: another one would restart the data.
             batch = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
             with self._alone() if left else nullcontext():
@@ -76,7 +100,7 @@ class AccumulatingTrainer(CheckedTrainer):
                 self._backward(sum(losses.values()) / self.steps)
             for name, loss in losses.items():
                 means[name] = means.get(name, 0.0) + loss.detach() / self.steps
-        # Release 0.6 has neither this hook nor metrics written by another thread.
+        # Detectron2 0.6 has neither this hook nor metrics that are written by another thread.
         getattr(self, "after_backward", lambda: None)()
         if getattr(self, "async_write_metrics", False):
             self.concurrent_executor.submit(self._write_metrics, means, data_time, iter=self.iter)
@@ -85,7 +109,7 @@ class AccumulatingTrainer(CheckedTrainer):
         self._update()
 
     def _alone(self) -> AbstractContextManager:
-        """Gradients stay here: they are averaged over the processes with the last batch's."""
+        """Keep the gradients in this process; the last batch's backward averages them all."""
         parallel = isinstance(self.model, DistributedDataParallel)
         return self.model.no_sync() if parallel else nullcontext()
 
@@ -104,11 +128,11 @@ class AccumulatingTrainer(CheckedTrainer):
 
 
 class AccumulatingAMPTrainer(AccumulatingTrainer, CheckedAMPTrainer):
-    """The same with AMPTrainer's autocast and gradient scaler, which acts once in a step."""
+    """AccumulatingTrainer in half precision; the gradient scaler acts once a step."""
 
     def _forward(self, batch: Any) -> dict[str, Tensor]:
         device = next(self.model.parameters()).device.type
-        # Release 0.6 knows no other precision.
+        # Detectron2 0.6 has no attribute for another precision.
         with torch.autocast(device, dtype=getattr(self, "precision", torch.float16)):
             return super()._forward(batch)
 

@@ -1,7 +1,6 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Building the two detectors: the student from the config, the teacher from its own, complete."""
 
-import hashlib
 import os
 
 from detectron2.config import CfgNode, get_cfg
@@ -13,6 +12,7 @@ from ..checkpoint.weights import load_weights_strict, resolve_weights
 from ..config.defaults import add_d2kd_config
 from ..config.load import merge_file
 from ..model_zoo import find_config_file
+from ..utils.files import sha256
 from .compatibility import check_two_stage
 from .teacher import FrozenTeacher
 
@@ -103,15 +103,7 @@ def build_teacher(teacher_cfg: CfgNode, student_format: str) -> FrozenTeacher:
     weights = teacher_cfg.MODEL.WEIGHTS
     path = resolve_weights(weights, "DISTILL.TEACHER.WEIGHTS")
     # Of the very file that is read next: it may be replaced while the student trains.
-    identity = {"weights": weights, "sha256": _sha256(path)}
+    identity = {"weights": weights, "sha256": sha256(path)}
     model = build_model(teacher_cfg)
     load_weights_strict(model, weights, path, "teacher")
     return FrozenTeacher(model, swap_channels=len(formats) > 1, identity=identity)
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

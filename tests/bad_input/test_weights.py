@@ -15,6 +15,7 @@ from d2kd.checkpoint.weights import UnreachableError, resolve_weights
 from d2kd.engine import DistillTrainer
 from d2kd.modeling import Distiller
 from d2kd.modeling.build import build_teacher, read_teacher_config
+from d2kd.utils.errors import WeightsError
 from tests.common.helpers import LEVELS, distill_cfg, plain_cfg, write_teacher
 
 
@@ -43,7 +44,9 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, name):
         torch.save(content, tmp_path / name)
     else:
         (tmp_path / name).write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match=f"KEY .*{name} cannot be read as a checkpoint of weights"):
+    with pytest.raises(
+        WeightsError, match=f"KEY .*{name} cannot be read as a checkpoint of weights"
+    ):
         resolve_weights(str(tmp_path / name), "KEY")
     assert not (tmp_path / "spoilt").exists()
 
@@ -69,14 +72,14 @@ def test_an_address_that_does_not_answer(teacher_files):
     # Port 9 of this machine: nobody listens, and nothing leaves it.
     address = "http://127.0.0.1:9/teacher.pth"
     cfg = distill_cfg((teacher_files[0], address))
-    with pytest.raises(FileNotFoundError, match=f"DISTILL.TEACHER.WEIGHTS {address} cannot be"):
+    with pytest.raises(WeightsError, match=f"DISTILL.TEACHER.WEIGHTS {address} cannot be"):
         Distiller(cfg)
 
 
 def test_a_server_without_the_file_is_not_one_out_of_reach(monkeypatch):
     answers = [HTTPError("http://x", 404, "Not Found", None, None), URLError("no route")]
     monkeypatch.setattr(PathManager, "get_local_path", lambda path: throw(answers.pop(0)))
-    with pytest.raises(FileNotFoundError, match="404: Not Found") as caught:
+    with pytest.raises(WeightsError, match="404: Not Found") as caught:
         resolve_weights("http://x/start.pth", "KEY")
     assert not isinstance(caught.value, UnreachableError)
     with pytest.raises(UnreachableError, match="no route"):
@@ -97,7 +100,7 @@ def test_the_students_own_weights(tmp_path, train_set, content, words):
         path.write_bytes(content)
     opts = ["MODEL.WEIGHTS", str(path), "OUTPUT_DIR", str(tmp_path / "out")]
     trainer = DistillTrainer(plain_cfg(*opts))
-    with pytest.raises((FileNotFoundError, ValueError), match=f"MODEL.WEIGHTS .*{words}"):
+    with pytest.raises(WeightsError, match=f"MODEL.WEIGHTS .*{words}"):
         trainer.resume_or_load(resume=False)
 
 
@@ -115,7 +118,7 @@ def test_the_students_own_weights(tmp_path, train_set, content, words):
 def test_a_teacher_of_another_kind(tmp_path, teacher_files, opts, words):
     deep = write_teacher(tmp_path, *opts)
     yaml, weights = (deep[0], teacher_files[1])
-    with pytest.raises(ValueError, match=f"(?s)the teacher is incomplete|{words}") as caught:
+    with pytest.raises(WeightsError, match=f"(?s)the teacher is incomplete|{words}") as caught:
         Distiller(distill_cfg((yaml, weights)))
     assert words in str(caught.value) and "DISTILL.TEACHER.WEIGHTS must belong" in str(caught.value)
 

@@ -12,13 +12,9 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from d2kd.checkpoint.atomic_write import (
-    AtomicPathManager,
-    WeightsError,
-    atomic_write,
-    remove_unfinished,
-)
+from d2kd.checkpoint.atomic_write import AtomicPathManager, remove_unfinished
 from d2kd.engine import DistillTrainer
+from d2kd.utils.errors import WeightsError
 from tests.common.helpers import plain_cfg
 
 # Saves "first", then is killed in the middle of "second"; the file, or last_checkpoint.
@@ -88,26 +84,6 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"first.pth", "last_checkpoint"}
     assert (tmp_path / "first.pth").read_bytes() == whole
     assert (tmp_path / "last_checkpoint").read_text() == "first.pth"
-
-
-def test_an_error_while_writing_leaves_no_file(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt):
-        with atomic_write(str(path), "w") as file:
-            file.write("new")
-            raise KeyboardInterrupt
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
-
-
-def test_the_data_reach_the_disk_before_the_name(tmp_path, monkeypatch):
-    events = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (events.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda *a: (events.append("rename"), replace(*a)))
-    with atomic_write(str(tmp_path / "a"), "wb") as file:
-        file.write(b"x")
-    assert events == ["fsync", "rename", "fsync"]
 
 
 @pytest.mark.usefixtures("train_set")

@@ -131,26 +131,26 @@ def test_a_run_killed_in_its_evaluation_evaluates_first(teachers, tmp_path, eval
 def test_a_checkpoint_without_a_record_goes_on_with_a_warning(teachers, tmp_path, caplog):
     start(make_cfg(None, tmp_path / "whole", *ITERATIONS), seed=1).train()
     saved = torch.load(tmp_path / "whole/model_0000003.pth", weights_only=True)
-    del saved["streams"]
+    del saved["run_state"]
     torch.save(saved, tmp_path / "model_0000003.pth")
     resume_from(tmp_path / "model_0000003.pth", tmp_path / "older")
     trainer = start(make_cfg(None, tmp_path / "older", *ITERATIONS), seed=1)
     assert trainer.start_iter == 4
-    assert "data order and random numbers begin anew" in caplog.text
+    assert "data order and random numbers restart from the beginning" in caplog.text
 
 
 def test_another_number_of_processes_is_named_and_all_do_the_same(monkeypatch, caplog):
-    streams = RunState([], torch.nn.Identity())
-    streams.evaluation_due = True
-    state = streams.state_dict()
+    run_state = RunState([], torch.nn.Identity())
+    run_state.evaluation_due = True
+    state = run_state.state_dict()
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     for rank in range(2):
-        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-        streams = RunState([], torch.nn.Identity())
-        streams.load_state_dict(state)
-        assert "of 1 process(es), these are 2" in caplog.text
+        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+        run_state = RunState([], torch.nn.Identity())
+        run_state.load_state_dict(state)
+        assert "by 1 process(es) and is resumed by 2" in caplog.text
         # Evaluation is everybody's work: one alone would wait for the others.
-        assert streams.go_on() and not streams.go_on()
+        assert run_state.restore() and not run_state.restore()
 
 
 def _one_of_two(rank, images, folder, address):
@@ -180,5 +180,5 @@ def test_each_of_two_processes_goes_on_with_its_own(teachers, images, tmp_path):
     assert [child.exitcode for child in children] == [0, 0]
     found, expected = (final_state(tmp_path / name) for name in ("resumed", "whole"))
     assert differences(found, expected) == []
-    first, second = found["streams"]["processes"]
+    first, second = found["run_state"]["processes"]
     assert first["random"] != second["random"]

@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused_by_key(run, teacher_files, opts, words):
 def test_a_checkpoint_of_release_06_has_no_optimizer(tmp_path, caplog):
     _trainer(None, tmp_path).train()
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
-    for name in ("keys", "streams"):
+    for name in ("config", "run_state"):
         del saved[name]
     torch.save(saved, tmp_path / "model_final.pth")
     _resume(None, tmp_path)
@@ -137,9 +137,9 @@ def test_a_checkpoint_of_release_06_has_no_optimizer(tmp_path, caplog):
 
 def test_the_kind_of_run_is_asked_first(run, tmp_path):
     """A message about parameters would hide the reason."""
-    with pytest.raises(ValueError, match="set DISTILL.ENABLED True to resume that run"):
+    with pytest.raises(ResumeError, match="set DISTILL.ENABLED True to resume that run"):
         _resume(None, run)
     _trainer(None, tmp_path / "out").train()
     teacher = write_teacher(tmp_path / "teacher")
-    with pytest.raises(ValueError, match="set DISTILL.ENABLED False to resume that run"):
+    with pytest.raises(ResumeError, match="set DISTILL.ENABLED False to resume that run"):
         _resume(teacher, tmp_path / "out")

@@ -64,7 +64,7 @@ def _put_code(folder):
 def test_what_cannot_be_used_is_named_with_what_to_do(tmp_path, spoil, words):
     spoil(_save(tmp_path))
     trainer = DistillTrainer(plain_cfg("OUTPUT_DIR", str(tmp_path)))
-    with pytest.raises(ResumeError, match="(?s)" + words + ".*delete last_checkpoint to begin"):
+    with pytest.raises(ResumeError, match="(?s)" + words + ".*delete last_checkpoint to start"):
         trainer.resume_or_load(resume=True)
 
 
@@ -119,6 +119,6 @@ def test_machines_that_see_others_all_refuse(tmp_path, spoil, words):
     first, second = _save(tmp_path / "first"), _save(tmp_path / "second")
     spoil(second)
     for message in _of_two_machines(tmp_path, first, second):
-        assert message.startswith("error: the processes would go on from different checkpoints")
+        assert message.startswith("error: the processes would resume from different checkpoints")
         assert "first: model_0000003.pth, iteration 3" in message and words in message
         assert "rank 1" in message and "OUTPUT_DIR" in message and "copy" in message

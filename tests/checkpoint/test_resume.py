@@ -6,6 +6,8 @@ import torch
 from detectron2.utils.env import seed_all_rng
 
 from d2kd.engine import DistillTrainer
+from d2kd.utils.errors import ResumeError
+from tests.common import ROOT
 from tests.common.helpers import distill_cfg, plain_cfg, write_teacher
 
 pytestmark = pytest.mark.usefixtures("train_set")
@@ -68,8 +70,12 @@ def test_another_teacher_is_refused(teacher_files, tmp_path):
     opts = ["OUTPUT_DIR", str(tmp_path / "out"), "SOLVER.MAX_ITER", 1]
     _trainer(distill_cfg(teacher_files, *opts), resume=False).train()
     other = write_teacher(tmp_path / "other", seed=8)
-    with pytest.raises(ValueError, match="teacher.pth .* is resumed with .*other.teacher.pth"):
-        _trainer(distill_cfg(other, *opts), resume=True)
+    trainer = DistillTrainer(distill_cfg(other, *opts))
+    before = _copy(dict(trainer.checkpointer.model.state_dict()))
+    with pytest.raises(ResumeError, match="teacher.pth .* is resumed with .*other.teacher.pth"):
+        trainer.resume_or_load(resume=True)
+    found = trainer.checkpointer.model.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in before.items()), "half loaded"
     moved = tmp_path / "moved.pth"
     moved.write_bytes(teacher_files[1].read_bytes())
     _trainer(distill_cfg((teacher_files[0], moved), *opts), resume=True)
@@ -83,7 +89,7 @@ def test_a_baseline_and_a_distilled_run_are_not_mixed(tmp_path, distilled, kind,
     opts = ["OUTPUT_DIR", str(tmp_path / "out"), "SOLVER.MAX_ITER", 1, "DISTILL.ENABLED"]
     _trainer(distill_cfg(files, *opts, distilled), resume=False).train()
     message = f"{tmp_path}/out was trained {kind} teacher, .* set DISTILL.ENABLED {distilled} to"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ResumeError, match=message):
         _trainer(distill_cfg(files, *opts, not distilled), resume=True)
     weights = ["MODEL.WEIGHTS", str(tmp_path / "out" / "model_final.pth")]
     anew = distill_cfg(files, *opts, not distilled, *weights, "OUTPUT_DIR", str(tmp_path / "new"))
@@ -107,10 +113,15 @@ def test_the_identity_is_of_the_file_that_was_loaded(tmp_path):
     original = files[1].read_bytes()
     write_teacher(tmp_path / "teacher", seed=8)
     trainer.train()
-    with pytest.raises(ValueError, match="set DISTILL.TEACHER.WEIGHTS back"):
+    with pytest.raises(ResumeError, match="set DISTILL.TEACHER.WEIGHTS back"):
         _trainer(distill_cfg(files, *opts), resume=True)
     files[1].write_bytes(original)
     _trainer(distill_cfg(files, *opts), resume=True)
+
+
+def test_the_checkpoints_of_steps_are_named_in_one_place():
+    found = [path.name for path in (ROOT / "d2kd").rglob("*.py") if "model_{" in path.read_text()]
+    assert found == ["run_checkpointer.py"]
 
 
 def test_a_baseline_resumes_its_optimizer_too(tmp_path):

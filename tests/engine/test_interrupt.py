@@ -48,7 +48,7 @@ def test_checkpoint_status_and_resume(teacher_files, tmp_path, capfd):
         trainer.train()
     assert ended.value.code == INTERRUPTED == 130
     assert signal.getsignal(signal.SIGINT) is before
-    assert "press Ctrl-C again" in capfd.readouterr().err
+    assert "Press Ctrl-C again" in capfd.readouterr().err
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
     saved = torch.load(tmp_path / "model_0000001.pth")
     assert saved["iteration"] == 1
@@ -132,7 +132,7 @@ def test_an_evaluation_on_the_way_is_finished_for_the_checkpoints_sake(
     with pytest.raises(SystemExit), interruptible():
         DistillTrainer(plain_cfg("OUTPUT_DIR", str(tmp_path), "TEST.EVAL_PERIOD", 1)).train()
     assert evaluations.done == ["begun", "finished"]
-    assert "with an evaluation that belongs to it" in capfd.readouterr().err
+    assert "finishing this iteration and its evaluation" in capfd.readouterr().err
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
 
 
@@ -161,10 +161,10 @@ def test_after_the_context_it_acts_as_before():
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_all_processes_collect_their_streams_before_the_checkpoint(tmp_path, monkeypatch):
+def test_all_processes_gather_their_state_before_the_checkpoint(tmp_path, monkeypatch):
     trainer = DistillTrainer(plain_cfg("OUTPUT_DIR", str(tmp_path)))
     events = []
-    monkeypatch.setattr(trainer._streams, "_get", lambda: events.append("collect"))
+    monkeypatch.setattr(trainer._run_state, "_get", lambda: events.append("gather"))
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(comm, "gather", lambda state: [state])
     monkeypatch.setattr(trainer.checkpointer, "save", lambda *_, **__: events.append("save"))
@@ -172,4 +172,4 @@ def test_all_processes_collect_their_streams_before_the_checkpoint(tmp_path, mon
     monkeypatch.setattr(comm, "synchronize", lambda: None)
     with pytest.raises(KeyboardInterrupt):
         trainer._hooks[-1].after_step()
-    assert events == ["collect", "save"]
+    assert events == ["gather", "save"]

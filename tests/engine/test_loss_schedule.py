@@ -7,6 +7,7 @@ import pytest
 
 from d2kd.config.defaults import SCHEDULES
 from d2kd.engine import build_schedule
+from d2kd.utils.errors import ConfigError
 from tests.common.helpers import plain_cfg
 
 ITERATIONS = 1000
@@ -66,7 +67,7 @@ def test_linear_decay_is_tar():
     ],
 )
 def test_errors_name_the_key(name, warmup, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         _factors(name, warmup)
 
 
@@ -76,5 +77,5 @@ def test_every_name_has_its_form():
 
 @pytest.mark.parametrize("steps", [(0.9, 0.6), (0.5, 1.5), (-0.1,), ()])
 def test_steps_are_rising_fractions(steps):
-    with pytest.raises(ValueError, match="DISTILL.SCHEDULE.STEPS"):
+    with pytest.raises(ConfigError, match="DISTILL.SCHEDULE.STEPS"):
         _factors("step", STEPS=steps)

@@ -1,6 +1,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """DistillTrainer beside Detectron2's own: the same training, checkpoints that stock code loads."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from detectron2.utils.env import seed_all_rng
 from d2kd.config.defaults import plain_config
 from d2kd.engine import DistillLossHook, DistillTrainer, LossRatioHook, build_distill_hooks
 from d2kd.engine.interrupt import StopOnInterrupt
+from d2kd.utils.errors import ConfigError, WeightsError
+from tests.common import ROOT
 from tests.common.helpers import build_distiller, distill_cfg, make_batch, plain_cfg
 
 pytestmark = pytest.mark.usefixtures("train_set")
@@ -162,6 +165,22 @@ def test_hooks_stand_before_the_writer_also_where_there_is_none(
     assert kinds[-5:] == [*ours, StopOnInterrupt] and PeriodicWriter not in kinds
 
 
+def test_building_hooks_changes_nothing(teacher_files, tmp_path):
+    trainer = DistillTrainer(distill_cfg(teacher_files, "OUTPUT_DIR", str(tmp_path)))
+    before = {**vars(trainer), **trainer.checkpointer.checkpointables}
+    hooks, kinds = list(trainer._hooks), [type(hook) for hook in trainer.build_hooks()]
+    after = {**vars(trainer), **trainer.checkpointer.checkpointables}
+    assert list(after) == list(before) and all(after[k] is before[k] for k in after)
+    assert trainer._hooks == hooks and set(kinds) < {type(hook) for hook in hooks}
+
+
+def test_the_trainer_knows_at_most_eight_modules():
+    tree = ast.parse((ROOT / "d2kd/engine/trainer.py").read_text())
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    own = {(x.level, x.module) for x in found if x.level or x.module.startswith("d2kd")}
+    assert all(module for _, module in own) and 3 < len(own) <= 8
+
+
 def test_hooks_serve_any_trainer(teacher_files):
     cfg = distill_cfg(teacher_files)
     distiller = build_distiller(cfg)
@@ -188,14 +207,14 @@ def test_precise_bn_leaves_the_teacher(teacher_files, tmp_path):
 def test_absent_student_weights_are_named(teacher_files, tmp_path):
     opts = ["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", "nowhere.pth"]
     trainer = DistillTrainer(distill_cfg(teacher_files, *opts))
-    with pytest.raises(FileNotFoundError, match="^MODEL.WEIGHTS nowhere.pth is not there"):
+    with pytest.raises(WeightsError, match="^MODEL.WEIGHTS nowhere.pth is not there"):
         trainer.resume_or_load(resume=False)
 
 
 def test_unknown_optimizer_is_named(tmp_path):
     cfg = plain_cfg("SOLVER.OPTIMIZER", "ADAM", "OUTPUT_DIR", str(tmp_path))
     with pytest.raises(
-        ValueError, match="SOLVER.OPTIMIZER is 'ADAM': set it to one of .'SGD', 'ADAMW'"
+        ConfigError, match="SOLVER.OPTIMIZER is 'ADAM': set it to one of .'SGD', 'ADAMW'"
     ):
         DistillTrainer(cfg)
 

@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 
 from d2kd.checkpoint.weights import resolve_weights
 from d2kd.modeling.build import build_student, build_teacher, read_teacher_config
+from d2kd.utils.errors import WeightsError
 from tests.common.helpers import distill_cfg, plain_cfg, write_teacher
 
 
@@ -80,13 +81,13 @@ def test_unexpected_weights_are_reported_and_harmless(teacher_files, tmp_path, c
 )
 def test_a_missing_weight_stops_and_is_named(teacher_files, tmp_path, key):
     files = _rewrite(teacher_files, tmp_path, lambda s: s.pop(key))
-    with pytest.raises(ValueError, match="1 missing(.|\n)*missing: " + key):
+    with pytest.raises(WeightsError, match="1 missing(.|\n)*missing: " + key):
         _build(files)
 
 
 def test_weights_of_another_architecture_stop(teacher_files, tmp_path):
     other = write_teacher(tmp_path, "MODEL.FPN.OUT_CHANNELS", 20)
-    with pytest.raises(ValueError, match="wrong shape: (.|\n)*DISTILL.TEACHER.CONFIG_FILE"):
+    with pytest.raises(WeightsError, match="wrong shape: (.|\n)*DISTILL.TEACHER.CONFIG_FILE"):
         _build((teacher_files[0], other[1]))
 
 
@@ -95,7 +96,7 @@ def test_backbone_weights_alone_stop(teacher_files, tmp_path):
         for key in [k for k in state if not k.startswith("backbone.bottom_up")]:
             del state[key]
 
-    with pytest.raises(ValueError, match="missing: "):
+    with pytest.raises(WeightsError, match="missing: "):
         _build(_rewrite(teacher_files, tmp_path, keep_backbone))
 
 
@@ -103,18 +104,20 @@ def test_truncated_and_foreign_files_stop(teacher_files, tmp_path):
     whole = teacher_files[1].read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"<html>not found</html>"):
         (tmp_path / "broken.pth").write_bytes(content)
-        with pytest.raises(ValueError, match="DISTILL.TEACHER.WEIGHTS .*broken.pth cannot be read"):
+        with pytest.raises(
+            WeightsError, match="DISTILL.TEACHER.WEIGHTS .*broken.pth cannot be read"
+        ):
             _build((teacher_files[0], tmp_path / "broken.pth"))
 
 
 @pytest.mark.parametrize("name", ["absent.pth", "."])
 def test_absent_weights_stop(teacher_files, tmp_path, name):
-    with pytest.raises(FileNotFoundError, match="DISTILL.TEACHER.WEIGHTS .* is not there"):
+    with pytest.raises(WeightsError, match="DISTILL.TEACHER.WEIGHTS .* is not there"):
         _build((teacher_files[0], tmp_path / name))
 
 
 def test_an_address_that_cannot_be_fetched_stops():
-    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS detectron3://x cannot|not there"):
+    with pytest.raises(WeightsError, match="MODEL.WEIGHTS detectron3://x cannot|not there"):
         resolve_weights("detectron3://x", "MODEL.WEIGHTS")
 
 

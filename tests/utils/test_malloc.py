@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from d2kd.engine import DistillTrainer, trainer
+from d2kd.engine import DistillTrainer, base_trainer
 from d2kd.utils.malloc import keep_freed_memory
 from tests.common.helpers import plain_cfg
 
@@ -53,6 +53,6 @@ def test_training_asks_for_it_before_anything_is_built(monkeypatch):
     def ask(device):
         raise Asked(device)
 
-    monkeypatch.setattr(trainer, "keep_freed_memory", ask)
+    monkeypatch.setattr(base_trainer, "keep_freed_memory", ask)
     with pytest.raises(Asked, match="cpu"):
         DistillTrainer(plain_cfg())

@@ -1,2 +1,2 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Several processes on one machine or many."""
+"""Training in several processes, on GPUs or CPUs, on one machine or several."""

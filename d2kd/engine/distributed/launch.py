@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""From the command line to one process or many: torchrun, --num-gpus, --num-processes, machines."""
+"""Starts the processes that the command line asks for: one, several, or torchrun's."""
 
 import os
 import socket
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from ...utils.command_line import add_traceback_option, exit_on_user_error
 from ...utils.errors import ConfigError
 from .process_group import Group, join_group, leave_group
 from .worker_processes import run_children
@@ -18,8 +19,8 @@ __all__ = ["add_launch_options", "check_images", "launch", "plan_group"]
 
 
 def add_launch_options(parser: ArgumentParser) -> None:
-    """Add what Detectron2's ``default_argument_parser`` lacks."""
-    # Detectron2's is one port for each user: two trainings at once could not both have it.
+    """Add ``--num-processes`` and ``--traceback`` to Detectron2's ``default_argument_parser``."""
+    # Detectron2's default is one port for each user, which two trainings at once would share.
     parser.set_defaults(dist_url="auto")
     parser.add_argument(
         "--num-processes",
@@ -27,25 +28,28 @@ def add_launch_options(parser: ArgumentParser) -> None:
         metavar="N",
         help="processes *per machine* where MODEL.DEVICE is cpu (as --num-gpus for cuda)",
     )
+    add_traceback_option(parser)
 
 
 def launch(main: Callable, args: Namespace, cfg: CfgNode, arguments: Sequence[Any] = ()) -> None:
-    """Call ``main(*arguments)`` in every process that the command line asks for, or just call it.
+    """Call ``main(*arguments)`` in every process that the command line asks for.
 
-    Detectron2 0.6's ``launch`` does this for GPUs alone.
+    A single process is this one. Detectron2 0.6's ``launch`` starts processes for GPUs only.
 
     Args:
-        main: of a module that can be imported.
-        args: of ``default_argument_parser`` with ``add_launch_options``.
-        cfg: what they will train with: MODEL.DEVICE and the batch matter.
+        main: a function of a module that can be imported.
+        args: parsed by ``default_argument_parser`` with ``add_launch_options``.
+        cfg: the config of the training; MODEL.DEVICE and SOLVER.IMS_PER_BATCH are read.
+        arguments: of ``main``; they must be picklable.
 
     Raises:
-        ConfigError: there are not so many GPUs, options contradict each other, or the batch cannot
-            be shared.
-        SystemExit: 1 if a process failed, 130 after Ctrl-C.
+        ConfigError: there are too few GPUs, options contradict each other, or the batch cannot be
+            divided among the processes.
+        SystemExit: 2 if a process ended by a user's mistake, 1 if one failed otherwise, 130 after
+            Ctrl-C.
     """
     group = plan_group(args, cfg.MODEL.DEVICE)
-    # With a reference, Detectron2 makes the batch fit.
+    # With SOLVER.REFERENCE_WORLD_SIZE, Detectron2 scales the batch to the processes.
     if not args.eval_only and not cfg.SOLVER.REFERENCE_WORLD_SIZE:
         check_images(cfg.SOLVER.IMS_PER_BATCH, group.size)
     if group.address == "env://":
@@ -54,8 +58,15 @@ def launch(main: Callable, args: Namespace, cfg: CfgNode, arguments: Sequence[An
         main(*arguments)
     else:
         ranks = range(group.per_machine)
-        calls = {f"rank {group.rank(i)}": (i, group, main, *arguments) for i in ranks}
-        run_children(_run, calls)
+        calls = {
+            f"rank {group.rank(i)}": (args.traceback, i, group, main, *arguments) for i in ranks
+        }
+        run_children(_run_child, calls)
+
+
+def _run_child(show_traceback: bool, *arguments: Any) -> None:
+    with exit_on_user_error(show_traceback):
+        _run(*arguments)
 
 
 def _run(local_rank: int, group: Group, main: Callable, *arguments: Any) -> None:
@@ -65,7 +76,7 @@ def _run(local_rank: int, group: Group, main: Callable, *arguments: Any) -> None
 
 
 def plan_group(args: Namespace, device: str) -> Group:
-    """Which processes there shall be; see ``launch``.
+    """The processes that the command line asks for; see ``launch``.
 
     Raises:
         ConfigError: names the option or key to change.
@@ -89,11 +100,11 @@ def plan_group(args: Namespace, device: str) -> Group:
         )
     if group.size > 1 and device != kind:
         raise ConfigError(
-            f"MODEL.DEVICE is {device!r}, which several processes cannot share: set it to {kind!r}"
+            f"MODEL.DEVICE is {device!r}, which is one device for several processes: set it to {kind!r}"
         )
     if kind == "cuda" and group.size > 1 and group.per_machine > available:
         raise ConfigError(
-            f"{group.per_machine} GPUs are asked for and there are {available} on this machine: "
+            f"{group.per_machine} GPUs are requested and this machine has {available}: "
             "lower --num-gpus (torchrun's --nproc_per_node), or set MODEL.DEVICE to cpu and use "
             "--num-processes"
         )
@@ -101,7 +112,7 @@ def plan_group(args: Namespace, device: str) -> Group:
 
 
 def _plan_of_torchrun(args: Namespace, kind: str) -> Group:
-    """torchrun has started the processes, and says in the environment which one this is."""
+    """The group that torchrun has started, read from its environment variables."""
     asked = {
         "--num-gpus": args.num_gpus > 1,
         "--num-processes": args.num_processes is not None,
@@ -123,7 +134,7 @@ def _count_on_cpu(args: Namespace) -> int:
     if args.num_gpus > 1:
         raise ConfigError(
             f"--num-gpus is {args.num_gpus} and MODEL.DEVICE is cpu: use --num-processes "
-            f"{args.num_gpus} for as many processes on CPUs"
+            f"{args.num_gpus} for as many processes on the CPU"
         )
     count = 1 if args.num_processes is None else args.num_processes
     if count < 1:
@@ -141,7 +152,7 @@ def _count_on_gpu(args: Namespace, kind: str) -> int:
 
 
 def _address(args: Namespace, machines: int) -> str:
-    """--dist-url, which "auto" lets PyTorch choose on a single machine."""
+    """--dist-url, or for "auto" a free port of this machine, if it is the only one."""
     if args.dist_url != "auto":
         return args.dist_url
     if machines > 1:
@@ -159,10 +170,11 @@ def _free_port() -> int:
 
 
 def check_images(images: int, processes: int) -> None:
-    """Every process takes the same number of images.
+    """Check that the batch can be divided equally among the processes.
 
     Args:
         images: SOLVER.IMS_PER_BATCH, of all processes together.
+        processes: how many.
 
     Raises:
         ConfigError: names the two nearest values that fit.
@@ -171,6 +183,6 @@ def check_images(images: int, processes: int) -> None:
         below = images // processes * processes
         fits = " or ".join(str(n) for n in (below, below + processes) if n)
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {images} for {processes} processes, which share it equally: "
+            f"SOLVER.IMS_PER_BATCH is {images} for {processes} processes, which take an equal part each: "
             f"set it to {fits}"
         )

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""One process among those that train together: it joins their group and shares its gradients."""
+"""The group of processes that train together: joining it, and sharing gradients in it."""
 
 import os
 from datetime import timedelta
@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["Group", "data_parallel", "join_group", "leave_group"]
 
-# As Detectron2's: the main process may evaluate for long while the others wait for it.
+# As in Detectron2: the others wait while the main process evaluates, which may take long.
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -21,11 +21,11 @@ class Group(NamedTuple):
     """All processes that train together.
 
     Attributes:
-        device: type of device that each has for itself, "cuda" or "cpu".
-        per_machine: processes on every machine.
-        machines: how many.
-        machine_rank: which of them this one is.
-        address: where they meet: "tcp://host:port", "file://path" or "env://" (torchrun's).
+        device: the type of each process's device, "cuda" or "cpu".
+        per_machine: number of processes on every machine.
+        machines: number of machines.
+        machine_rank: number of this machine, from 0.
+        address: of the rendezvous: "tcp://host:port", "file://path" or "env://" (torchrun's).
     """
 
     device: str
@@ -36,22 +36,25 @@ class Group(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Number of processes on all machines."""
         return self.per_machine * self.machines
 
     def rank(self, local_rank: int) -> int:
+        """The number among all processes of one on this machine."""
         return self.machine_rank * self.per_machine + local_rank
 
 
 def join_group(group: Group, local_rank: int) -> None:
-    """Become a process of the group; returns once all are there.
+    """Make this process a member of the group; returns when all processes have joined.
 
     Args:
+        group: all processes.
         local_rank: this process's number on its machine, which is also its GPU's.
     """
     if group.device == "cuda":
         torch.cuda.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
-        # Each process would otherwise start as many threads as there are cores.
+        # By default each process starts as many threads as there are cores.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // group.per_machine))
     dist.init_process_group(
         backend="nccl" if group.device == "cuda" else "gloo",
@@ -65,7 +68,10 @@ def join_group(group: Group, local_rank: int) -> None:
 
 
 def _create_local_group(group: Group) -> None:
-    """What ``comm.get_local_rank`` asks; release 0.6 has no function that makes it."""
+    """Create the group that ``comm.get_local_rank`` reads.
+
+    Detectron2 0.6 has no function for it, so its private variable is set.
+    """
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(group.per_machine)
         return
@@ -77,16 +83,16 @@ def _create_local_group(group: Group) -> None:
 
 
 def leave_group() -> None:
-    """After the last step, when no other process waits for this one any more."""
+    """Leave the group; to be called after the last step, when no process waits for another."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def data_parallel(model: nn.Module) -> nn.Module:
-    """The model, or where there are several processes, the model as DistributedDataParallel.
+    """Wrap the model in DistributedDataParallel if there are several processes.
 
-    Detectron2's ``create_ddp_model`` does this for GPUs alone. Every parameter gets a gradient in
-    every step, so none has to be searched for (``find_unused_parameters`` stays off).
+    Detectron2's ``create_ddp_model`` does this for GPUs only. Every parameter gets a gradient in
+    every step, so ``find_unused_parameters`` stays off.
     """
     if comm.get_world_size() == 1:
         return model

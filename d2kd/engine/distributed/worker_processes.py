@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Processes that this one starts, passes signals on to, and lets nobody outlive."""
+"""Child processes that receive this process's signals and end with it."""
 
 import multiprocessing
 import os
@@ -13,28 +13,30 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from ...utils.command_line import USER_ERROR_STATUS
 from ..interrupt import INTERRUPTED
 
 __all__ = ["run_children"]
 
-# "spawn" because a process that has used a GPU cannot be forked.
+# A process that has used a GPU cannot be forked.
 START_METHOD = "spawn"
-# Seconds that the others have, once one has failed, to say what they know and to end.
+# Seconds that the other processes have to print their errors and end after one has failed.
 GRACE = 5.0
 
 
 def run_children(function: Callable, calls: dict[str, Sequence[Any]]) -> None:
     """Run ``function(*arguments)`` in a process for each of ``calls`` and wait for all of them.
 
-    The first that fails ends the others. Ctrl-C and SIGTERM are passed on, once each. If this
-    process is killed, they end as well.
+    If one fails, the others are stopped. Each receives Ctrl-C and SIGTERM once. If this process is
+    killed, they end too.
 
     Args:
-        function: of a module, as are the arguments: they are pickled.
-        calls: name of the process, for messages -> arguments.
+        function: of a module that can be imported.
+        calls: name of the process, for messages -> arguments, which must be picklable.
 
     Raises:
-        SystemExit: 130 after Ctrl-C, 1 if a process failed, which has written its error by then.
+        SystemExit: 130 after Ctrl-C, 2 if a process ended by a user's mistake, 1 if one failed
+            otherwise. It has written its error by then.
     """
     context = multiprocessing.get_context(START_METHOD)
     children = [
@@ -54,12 +56,13 @@ def run_children(function: Callable, calls: dict[str, Sequence[Any]]) -> None:
         sys.exit(INTERRUPTED)
     ends = ", ".join(f"{child.name} {_describe(child.exitcode)}" for child in first_to_fail)
     print(f"{ends}; the other processes were stopped.", file=sys.stderr, flush=True)
-    sys.exit(1)
+    mistaken = all(child.exitcode == USER_ERROR_STATUS for child in first_to_fail)
+    sys.exit(USER_ERROR_STATUS if mistaken else 1)
 
 
 def _child(function: Callable, *arguments: Any) -> None:
-    # A terminal sends Ctrl-C to everything in its foreground: our parent passes it on instead, so
-    # that it comes once, and not to the workers that load data.
+    # A terminal sends Ctrl-C to all processes in its foreground, also to data workers. In a session
+    # of its own, a child receives it once, from its parent.
     os.setsid()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -69,7 +72,7 @@ def _child(function: Callable, *arguments: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """Die as soon as the parent has, even where a GPU or a socket is being waited for."""
+    """Kill this process as soon as the parent has ended, even while it waits for a GPU."""
     wait([multiprocessing.parent_process().sentinel])
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -78,14 +81,14 @@ def _end_with_parent() -> None:
 def _pass_on_signals(children: list[BaseProcess]) -> Iterator[None]:
     def pass_on(signum, frame) -> None:
         for child in children:
-            # None before it is started; a process that has ended is left alone.
+            # A process has no id before it is started.
             if child.pid is not None and child.is_alive():
                 os.kill(child.pid, signum)
         if signum == signal.SIGTERM:
             sys.exit(128 + signum)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python delivers signals to the main thread alone.
+        yield  # Only the main thread may set signal handlers.
         return
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -96,7 +99,7 @@ def _pass_on_signals(children: list[BaseProcess]) -> Iterator[None]:
 
 
 def _wait_for_all(children: list[BaseProcess]) -> list[BaseProcess]:
-    """Wait for all, or after the first failure for GRACE; returns who failed first."""
+    """Wait for all, or only GRACE after a failure; returns the processes that failed first."""
     running, failed, until = list(children), [], None
     while running:
         left = None if until is None else max(0.0, until - time.monotonic())
@@ -114,7 +117,7 @@ def _wait_for_all(children: list[BaseProcess]) -> list[BaseProcess]:
 
 
 def _stop(children: list[BaseProcess]) -> None:
-    """Ask those that still run to end, and kill those that do not."""
+    """Terminate the processes that still run, and kill those that do not end."""
     started = [child for child in children if child.pid is not None]
     for child in started:
         child.terminate()
@@ -129,4 +132,4 @@ def _stop(children: list[BaseProcess]) -> None:
 def _describe(exitcode: int) -> str:
     if exitcode < 0:
         return f"was ended by {signal.Signals(-exitcode).name}"
-    return f"ended with status {exitcode}, its error stands above"
+    return f"ended with status {exitcode}, its error is printed above"

@@ -62,7 +62,7 @@ def test_torchrun_has_started_them(monkeypatch, device, gpus):
         ("cpu", {"num_gpus": 2}, "use --num-processes 2"),
         ("cpu", {"num_processes": 0}, "--num-processes is 0: set it to 1 or more"),
         ("cuda", {"num_processes": 2}, "use --num-gpus 2, or set MODEL.DEVICE to cpu"),
-        ("cuda", {"num_gpus": 2}, "there are 1 on this machine: lower --num-gpus"),
+        ("cuda", {"num_gpus": 2}, "this machine has 1: lower --num-gpus"),
         ("cuda:0", {"num_gpus": 2}, "MODEL.DEVICE is 'cuda:0', .* set it to 'cuda'"),
         ("cpu", {"num_machines": 2}, "set it to tcp://HOST:PORT"),
         (
@@ -144,6 +144,12 @@ def test_two_machines_on_loopback(monkeypatch, tmp_path):
         assert found.tolist() == [20, 21, 20, 21], "local rank of two on each machine"
 
 
+ERRORS = {
+    "raises": ValueError("something of its own"),
+    "is mistaken": ConfigError("set a key"),
+}
+
+
 def _one_fails(how, folder):
     """Rank 1 ends while rank 0 waits for it, until it is asked to end."""
 
@@ -153,8 +159,8 @@ def _one_fails(how, folder):
 
     signal.signal(signal.SIGTERM, end)
     if comm.get_rank() == 1:
-        if how == "raises":
-            raise ValueError("something of its own")
+        if how in ERRORS:
+            raise ERRORS[how]
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(3600)
 
@@ -167,7 +173,19 @@ def test_an_error_of_one_ends_all_and_is_shown(monkeypatch, tmp_path, capfd):
     assert ended.value.code == 1 and time.monotonic() - start < 60
     text = capfd.readouterr().err
     assert "Process rank 1:\nTraceback" in text and "ValueError: something of its own" in text
-    assert "rank 1 ended with status 1, its error stands above" in text
+    assert "rank 1 ended with status 1, its error is printed above" in text
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_user_error_of_one_is_its_message_alone(monkeypatch, tmp_path, capfd, shown):
+    monkeypatch.setattr(children, "GRACE", 0.2)
+    args = options(num_processes=2)
+    args.traceback = shown
+    with pytest.raises(SystemExit) as ended:
+        launch(_one_fails, args, plain_cfg(), ["is mistaken", tmp_path])
+    assert ended.value.code == 2
+    text = capfd.readouterr().err
+    assert ("Traceback" in text) == shown and "set a key\nrank 1 ended with status 2" in text
 
 
 def test_a_process_that_is_killed_ends_all(monkeypatch, tmp_path, capfd):

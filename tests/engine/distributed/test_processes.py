@@ -242,7 +242,7 @@ def test_a_loss_that_is_not_finite_in_one_process_is_explained_by_it(
     args = (tmp_path, teacher_files, [], _Break())
     with pytest.raises(SystemExit) as ended:
         launch(_train, options(num_processes=2), distill_cfg(teacher_files), args)
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     (replay,) = (tmp_path / "out").glob("nonfinite_*_rank1.pth")
     losses = read_replay(str(replay))["losses"]
     assert not math.isfinite(losses["loss_distill_feature"]) and math.isfinite(losses["loss_cls"])
