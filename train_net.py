@@ -2,7 +2,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Train a detector, with or without a teacher, or evaluate it.
 
-    python train_net.py --config-file configs/TAR/faster_rcnn_R_50_from_R_101_FPN_1x.yaml \\
+    python train_net.py --config-file configs/coco/TAR/faster_rcnn_R_50_from_R_101_FPN_1x.yaml \\
         [--num-gpus 8] [--resume] [--eval-only] [KEY VALUE ...]
     torchrun --nproc_per_node 8 train_net.py --config-file ...
 
