@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The records in which a student, a teacher and the losses meet.
+"""The records that pass between the detectors, the losses and the trainer.
 
 Shape shorthand in this file:
     N: images in the batch; B: ground-truth boxes of all images together
@@ -10,12 +10,12 @@ Shape shorthand in this file:
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["BoxCoder", "DetectorOutputs", "DistillStep", "MaskInput"]
+__all__ = ["BoxCoder", "DetectorOutputs", "DistillStep", "LossTerms", "MaskInput", "StepRecord"]
 
 
 class MaskInput(NamedTuple):
@@ -50,7 +50,7 @@ class BoxCoder(Protocol):
 
 @dataclass(frozen=True)
 class DetectorOutputs:
-    """What one detector answered for one batch; a field nobody asked for is empty.
+    """What one detector computed for one batch; fields that no loss requires are empty.
 
     Attributes:
         features: level name -> (N, C, H, W).
@@ -108,8 +108,8 @@ class DistillStep:
         wrong = {name: n for name, n in rows.items() if n != len(self.regions)}
         if wrong:
             raise ValueError(
-                f"student and teacher must answer for the same {len(self.regions)} regions, "
-                f"but these hold another number of rows: {wrong}"
+                f"student and teacher must be evaluated on the same {len(self.regions)} regions, "
+                f"but these fields have another number of rows: {wrong}"
             )
 
     def mask_input(self, level: str, size: torch.Size, levels: Iterable[str]) -> MaskInput:
@@ -127,3 +127,45 @@ class DistillStep:
             image_index=self.gt_image,
             teacher_logits=self.teacher.dense_logits.get(level),
         )
+
+
+class LossTerms(NamedTuple):
+    """One distillation loss of one batch.
+
+    Attributes:
+        total: the loss, a float32 scalar attached to the graph.
+        per_level: level name -> its term of the total, detached; empty for losses on regions.
+    """
+
+    total: Tensor
+    per_level: dict[str, Tensor]
+
+    def scaled(self, factor: float) -> "LossTerms":
+        """The same times a factor."""
+        return LossTerms(
+            factor * self.total, {name: factor * term for name, term in self.per_level.items()}
+        )
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one training forward saw and gave, kept to explain a loss that is not finite.
+
+    Attributes:
+        batch: what the data loader gave.
+        random: the states of the random streams before the forward (``get_random_state``).
+        losses: name -> detached scalar; empty if the forward failed.
+        losses_per_level: distillation loss -> level -> detached scalar, of losses on levels.
+    """
+
+    batch: list[dict]
+    random: dict[str, Any]
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    losses_per_level: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def bad_levels(self) -> dict[str, list[str]]:
+        """Distillation loss -> its levels whose terms are not finite."""
+        return {
+            name: [level for level, term in terms.items() if not term.isfinite()]
+            for name, terms in self.losses_per_level.items()
+        }

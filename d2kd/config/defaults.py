@@ -4,12 +4,10 @@
 from typing import Any
 
 from detectron2.config import CfgNode as CN
-from detectron2.config import get_cfg
 
-from .fcos import add_fcos_config
-from .gfl import add_gfl_config
+from .detectors import DETECTORS
 
-__all__ = ["LOSS_NAMES", "OPTIMIZERS", "SCHEDULES", "add_d2kd_config", "get_value", "plain_config"]
+__all__ = ["LOSS_NAMES", "OPTIMIZERS", "SCHEDULES", "add_d2kd_config", "get_value"]
 
 LOSS_NAMES = ("feature", "cls", "reg")
 BAD_IMAGES = ("stop", "skip")
@@ -37,8 +35,9 @@ def add_d2kd_config(cfg: CN) -> None:
     # Batches of IMS_PER_BATCH images whose gradients are averaged for one step of the optimizer, an
     # iteration. BASE_LR is not changed by it: set it as for IMS_PER_BATCH * ACCUMULATE_STEPS.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
-    add_fcos_config(cfg)
-    add_gfl_config(cfg)
+    # MODEL.FCOS, MODEL.GFL, and the nodes of detectors of your own.
+    for row in DETECTORS.values():
+        row.add_config(cfg)
     cfg.DISTILL = CN()
     # False trains the plain student, bit-equal to stock Detectron2.
     cfg.DISTILL.ENABLED = False
@@ -160,25 +159,3 @@ def get_value(cfg: CN, key: str) -> Any:
     for part in key.split("."):
         cfg = cfg.get(part) if cfg is not None else None
     return cfg
-
-
-def plain_config(cfg: CN) -> CN:
-    """The student's own part of a config: what stock Detectron2 knows, without d2kd's keys.
-
-    Of d2kd's detectors, which stock Detectron2 lacks, the node of their keys is kept
-    (``MODEL.FCOS``, ``MODEL.GFL``): such a config is read after ``add_d2kd_config``.
-    """
-    plain = get_cfg()
-    _copy_known(cfg, plain)
-    name = cfg.MODEL.META_ARCHITECTURE
-    if name in ("FCOS", "GFL"):
-        plain.MODEL[name] = cfg.MODEL[name].clone()
-    return plain
-
-
-def _copy_known(source: CN, target: CN) -> None:
-    for key in target:
-        if isinstance(target[key], CN):
-            _copy_known(source[key], target[key])
-        else:
-            target[key] = source[key]

@@ -24,7 +24,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
         options: ``KEY VALUE ...`` of the command line.
 
     Raises:
-        FileNotFoundError, ConfigError: as ``merge_file``, ``merge_options`` and ``check_config``.
+        ConfigError: as ``merge_file``, ``merge_options`` and ``check_config``.
     """
     cfg = get_cfg()
     add_d2kd_config(cfg)
@@ -57,18 +57,17 @@ def merge_file(
             anchors so.
 
     Raises:
-        FileNotFoundError: the file, or one of its bases, is not there.
-        ConfigError: malformed, an unknown key (every one is listed, with what was likely meant), or
+        ConfigError: the file or one of its bases is not there, it is malformed, there is an unknown key (every one is listed, with what was likely meant), or
             a value of the wrong type.
     """
     if not PathManager.isfile(path):
-        raise FileNotFoundError(
+        raise ConfigError(
             f"{named_by} {path} is not there (seen from {os.getcwd()}): set it to a yaml file"
         )
     try:
         loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=trusted)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: a file of its _BASE_ is not there: {error}") from error
+        raise ConfigError(f"{path}: a file of its _BASE_ is not there: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no yaml of plain values: {error}") from error
     except AssertionError as error:

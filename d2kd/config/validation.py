@@ -28,6 +28,7 @@ from .defaults import (
     SCHEDULES,
     get_value,
 )
+from .detectors import get_detector
 
 __all__ = ["check_config", "check_schedule", "describe_warmup"]
 
@@ -136,7 +137,8 @@ def check_config(cfg: CfgNode) -> None:
     """Check every number's range and every name's being known; all that is wrong is listed at once.
 
     Raises:
-        ConfigError: names each key, its value, and what it may be.
+        ConfigError: names each key, its value, and what it may be; or names a detector that
+            cannot be distilled.
     """
     ranges, choices = dict(_RANGES), _choices(cfg)
     if cfg.DISTILL.ENABLED:
@@ -151,6 +153,8 @@ def check_config(cfg: CfgNode) -> None:
     if cfg.DISTILL.ENABLED:
         problems += [*_schedule_problems(cfg), *_exponent_problems(cfg)]
     _refuse(problems)
+    if cfg.DISTILL.ENABLED:
+        get_detector(cfg)
 
 
 def check_schedule(cfg: CfgNode) -> None:

@@ -30,7 +30,8 @@ from ..checkpoint.run_state import (
     get_loaders,
 )
 from ..checkpoint.weights import resolve_weights
-from ..config.defaults import OPTIMIZERS, plain_config
+from ..config.defaults import OPTIMIZERS
+from ..config.student import dump_student_config, student_config
 from ..config.validation import describe_warmup
 from ..data import build_mapper
 from ..data.resumable_loader import build_train_loader
@@ -87,7 +88,7 @@ class DistillTrainer(DefaultTrainer):
             self.checkpointer.model = distiller.student
             self.checkpointer.add_checkpointable("distill_losses", distiller.distill_losses)
             self.checkpointer.add_checkpointable(
-                "teacher", TeacherFingerprint(distiller.teacher.identity)
+                "teacher", TeacherFingerprint(distiller.teacher.fingerprint)
             )
         if comm.is_main_process():
             remove_unfinished(cfg.OUTPUT_DIR)
@@ -181,8 +182,10 @@ class DistillTrainer(DefaultTrainer):
             raise
 
     def run_step(self) -> None:
-        recent = getattr(self._trainer, "recent", ())
-        with report_nonfinite_loss(unwrap(self.model), self.iter, self.cfg.OUTPUT_DIR, recent):
+        loop = self._trainer
+        micro_steps = loop.micro_steps if isinstance(loop, AccumulatingTrainer) else ()
+        folder = self.cfg.OUTPUT_DIR
+        with report_nonfinite_loss(unwrap(self.model), self.iter, folder, micro_steps):
             super().run_step()
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -231,10 +234,10 @@ def _build_trainer(cfg: CfgNode, model: nn.Module, *parts) -> SimpleTrainer:
 
 
 def _write_student_config(cfg: CfgNode) -> None:
-    plain = plain_config(cfg)
+    student = student_config(cfg)
     # Wherever the file is read from; addresses of other systems ("s3://") are whole already.
     folder = cfg.OUTPUT_DIR if "://" in cfg.OUTPUT_DIR else os.path.abspath(cfg.OUTPUT_DIR)
-    plain.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
+    student.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
     PathManager.mkdirs(cfg.OUTPUT_DIR)
     with AtomicPathManager().open(os.path.join(cfg.OUTPUT_DIR, "student.yaml"), "w") as file:
-        file.write(plain.dump())
+        file.write(dump_student_config(student))

@@ -50,10 +50,10 @@ def test_file(tmp_path, text, words):
 
 
 def test_file_that_is_absent(tmp_path):
-    with pytest.raises(FileNotFoundError, match="--config-file nowhere.yaml is not there .seen"):
+    with pytest.raises(ConfigError, match="--config-file nowhere.yaml is not there .seen"):
         merge_file(_cfg(), "nowhere.yaml")
     (tmp_path / "mine.yaml").write_text('_BASE_: "Base-absent.yaml"')
-    with pytest.raises(FileNotFoundError, match="mine.yaml: a file of its _BASE_ .*Base-absent"):
+    with pytest.raises(ConfigError, match="mine.yaml: a file of its _BASE_ .*Base-absent"):
         merge_file(_cfg(), str(tmp_path / "mine.yaml"))
 
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..distances import register_distance
+from ..distances import DISTANCE_REGISTRY
 from ..helpers import full_precision
 from .fused import ClosedSSIM
 from .window import GaussianWindow
@@ -21,7 +21,7 @@ __all__ = ["SCALINGS", "ssim"]
 SCALINGS = {"image_channel": 2, "image": 1, "level": 0, "none": None}
 
 
-@register_distance()
+@DISTANCE_REGISTRY.register()
 def ssim(
     student: Tensor,
     teacher: Tensor,
