@@ -39,7 +39,7 @@ class MaskInput(NamedTuple):
 
 
 class BoxCoder(Protocol):
-    """How one detector encodes boxes: the only thing a loss needs to know about its box head."""
+    """How one detector encodes boxes, which is all that a loss needs of its box head."""
 
     def decode(self, deltas: Tensor, regions: Tensor) -> Tensor:
         """Deltas (R, 4) on regions (R, 4) to boxes (R, 4) in pixels of the padded image."""
@@ -66,6 +66,11 @@ class DetectorOutputs:
     logits: Tensor | None = None
     deltas: Tensor | None = None
     box_bins: Tensor | None = None
+
+    def per_region(self) -> dict[str, Tensor]:
+        """The fields that are there and have one row for each region."""
+        fields = {"logits": self.logits, "deltas": self.deltas, "box_bins": self.box_bins}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -100,9 +105,8 @@ class DistillStep:
     def __post_init__(self):
         rows = {
             f"{who}.{name}": len(value)
-            for who in ("student", "teacher")
-            for name in ("logits", "deltas", "box_bins")
-            if (value := getattr(getattr(self, who), name)) is not None
+            for who, outputs in (("student", self.student), ("teacher", self.teacher))
+            for name, value in outputs.per_region().items()
         }
         rows.update(labels=len(self.labels), region_gt_boxes=len(self.region_gt_boxes))
         wrong = {name: n for name, n in rows.items() if n != len(self.regions)}

@@ -48,10 +48,10 @@ class Recorded:
 def record_batches(pair: Pair, batches: list[list[dict]]) -> list[Recorded]:
     """Run every batch once under all losses and keep what the losses were given."""
     model, seen, found = pair.distiller(list(pair.losses)), [], []
-    heads = getattr(pair.optimized_teacher.model, "roi_heads", None)
-    hook = heads and heads.box_pooler.register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[1])
-    )
+    hook = None
+    if get_detector(pair.cfg).two_stage and pair.requires(list(pair.losses)) - {"features"}:
+        pooler = pair.optimized_teacher.model.roi_heads.box_pooler
+        hook = pooler.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
     for batch in batches:
         seen.clear()
         torch.manual_seed(0)

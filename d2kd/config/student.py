@@ -35,18 +35,19 @@ def dump_student_config(student: CfgNode) -> str:
     adders: dict[str, list[str]] = {}
     for key in _new_keys(student, get_cfg()):
         adders.setdefault(_adder(key), []).append(key)
-    named = [f"{adder}, which adds {', '.join(keys)}" for adder, keys in adders.items()]
-    return f"# Read after {' and '.join(named) or 'detectron2.config.get_cfg alone'}.\n{student.dump()}"
+    named = [f"{adder} adds {', '.join(keys)}" for adder, keys in adders.items()]
+    first = " and ".join(named) or "detectron2.config.get_cfg alone"
+    return f"# Read after {first}.\n{student.dump()}"
 
 
 def _adder(key: str) -> str:
-    """The function that adds a key which Detectron2 does not have."""
+    """The function that adds a key which Detectron2 does not have, as the start of a clause."""
     adders = [row.add_config for row in DETECTORS.values() if key in _keys_of(row)]
     if not adders:
-        return "the function of your own"
+        return "the function that"
     if adders[0].__module__.startswith("d2kd."):
-        return "d2kd.add_d2kd_config"
-    return f"{adders[0].__module__}.{adders[0].__name__}"
+        return "d2kd.add_d2kd_config, which"
+    return f"{adders[0].__module__}.{adders[0].__name__}, which"
 
 
 def _d2kd_config() -> CfgNode:

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Where and how far student and teacher differ, and the losses made of both.
+"""Masks (where), distances (how far), and the distillation losses made of both.
 
 Only the maths (masks and distances) is exported here. The loss modules read
 :mod:`d2kd.structures`, which itself reads the masks: import them from their own files,

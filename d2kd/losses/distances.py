@@ -2,8 +2,8 @@
 """Distances: how far the student's feature map is from the teacher's, at each location.
 
 A distance is a pure function ``(student, teacher, **parameters) -> (N, H, W)``: the mean over
-channels, scaled so that the plain mean over N, H, W is the published loss. Adding one is writing
-it under ``@DISTANCE_REGISTRY.register()``; configs then choose it by its name.
+channels, scaled so that the plain mean over N, H, W is the published loss. To add one, register
+it with ``@DISTANCE_REGISTRY.register()``; configs then choose it by its name.
 
 Shape shorthand in this file:
     N: images in the batch; C, H, W: channels, height and width of a feature level
@@ -32,7 +32,7 @@ measure how far two feature maps are from each other. Configs choose one by its 
 def squared(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared difference: TAR's, FRS's (there summed over channels) and the plain hint's.
 
-    TAR (arXiv 2006.13108) prints a factor 1/2, which belongs to the loss's weight here.
+    TAR (arXiv 2006.13108) prints a factor 1/2, which DISTILL.FEATURE.WEIGHT includes here.
 
     Args:
         student, teacher: (N, C, H, W) float32.
@@ -93,7 +93,7 @@ def channel_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) ->
 
     CWD (Shu et al., arXiv 2011.13256, eq. 4; released code): softmax over H x W per image and
     channel, times temperature^2, mean over images and channels. The map is multiplied by H * W,
-    because a mean over locations stands where the KL divergence has its sum.
+    because the loss takes a mean over locations where the KL divergence takes a sum.
 
     Args:
         student, teacher: (N, C, H, W) float32.

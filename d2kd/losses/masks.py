@@ -1,8 +1,8 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Masks: where on a feature level a distance counts, and how much.
 
-A mask is a pure function ``(MaskInput, **parameters) -> (N, H, W)``. Adding one is writing it
-under ``@register_mask``; configs then choose it by its name.
+A mask is a pure function ``(MaskInput, **parameters) -> (N, H, W)``. To add one, register it with
+``@register_mask()``; configs then choose it by its name.
 
 Shape shorthand in this file:
     N: images in the batch; B: ground-truth boxes of all images together
@@ -127,11 +127,11 @@ def _own_stride(boxes: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 @register_mask(requires=frozenset({"dense_logits"}), min_total=1e-12)
 def richness(inputs: MaskInput) -> Tensor:
-    """Where the teacher sees something: its best class probability at each location.
+    """The teacher's highest class probability at each location.
 
     FRS (Du et al., arXiv 2111.00674, section 3.2; released code): the maximum over all channels
     (anchors x classes) of the sigmoid of the teacher's dense logits. Soft, without a threshold
-    and without ground truth; FCOS's centerness is left out and RPNs give their objectness.
+    and without ground truth. FCOS's centerness is left out; an RPN's logits are its objectness.
 
     Returns:
         (N, H, W), at least float32.

@@ -24,10 +24,11 @@ DISTANCES = ("box_loss", "distribution_kl")
 
 @torch.no_grad()
 def accepted_regions(step: DistillStep, gate: str) -> Tensor:
-    """Which regions the teacher's box is a better target for.
+    """The regions on which the teacher's box is a better target.
 
-    TAR (arXiv 2006.13108): an IoU criterion must prefer the teacher. The abstract's wording
-    compares with the student's box; "proposal" compares with the region itself.
+    TAR (arXiv 2006.13108) accepts a region by an IoU criterion: the teacher's box must be closer
+    to the ground truth. The abstract compares with the student's box; "proposal" compares with
+    the region itself.
 
     Args:
         gate: "student", "proposal" or "none".
