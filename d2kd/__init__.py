@@ -1,7 +1,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Knowledge distillation for Detectron2 detectors.
 
-Importing it registers d2kd's meta-architectures, observers and synthetic datasets.
+Importing it registers d2kd's meta-architectures, paired forwards and synthetic datasets.
 """
 
 from . import data, modeling  # noqa: F401  registration

@@ -27,7 +27,7 @@ class MaskInput(NamedTuple):
         strides: those of all levels that the loss compares, ascending.
         boxes: (B, 4) ground truth, xyxy in pixels of the padded image.
         image_index: (B,) int64, the image of each box.
-        teacher_logits: (N, A * K, H, W) of this level, detached; None if nobody requires them.
+        teacher_logits: (N, A * K, H, W) of this level, detached; None if no loss requires them.
     """
 
     size: tuple[int, int, int]

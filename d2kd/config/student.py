@@ -14,7 +14,7 @@ __all__ = ["dump_student_config", "student_config"]
 def student_config(cfg: CfgNode) -> CfgNode:
     """A copy of a config without the keys that d2kd alone reads; every other key is kept.
 
-    Also kept are the keys of a backbone or detector of one's own (``MODEL.MINE``). Of the nodes
+    Also kept are the keys of a backbone or detector of your own (``MODEL.MINE``). Of the nodes
     that d2kd adds for its detectors (``MODEL.FCOS``, ``MODEL.GFL``) those of other detectors go.
     """
     student = cfg.clone()

@@ -58,7 +58,7 @@ def read_teacher_config(cfg: CfgNode) -> CfgNode:
         )
     teacher_cfg = get_cfg()
     add_d2kd_config(teacher_cfg)
-    # A file of one's own may not run code; what is installed with Detectron2 may.
+    # A user's file may not run code; a file installed with Detectron2 may.
     named_by, own = "DISTILL.TEACHER.CONFIG_FILE", os.path.isfile(name)
     merge_file(teacher_cfg, name if own else _find_in_zoo(name), named_by, trusted=not own)
     teacher_cfg.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or _zoo_weights(name)

@@ -180,7 +180,8 @@ def test_the_checked_step_is_the_stock_one():
 
 
 def test_levels_are_kept_for_masked_class_losses(teacher_files):
-    cfg = distill_cfg(teacher_files, "DISTILL.CLS.WHERE", "richness")
+    weights = ["DISTILL.CLS.WEIGHT", 2.0, "DISTILL.FEATURE.WEIGHT", 3.0]
+    cfg = distill_cfg(teacher_files, "DISTILL.CLS.WHERE", "richness", *weights)
     distiller = build_distiller(cfg)
     with EventStorage():
         distiller(make_batch())
