@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The records in which a student, a teacher and the losses meet.
+"""The records that pass between the detectors, the losses and the trainer.
 
 Shape shorthand in this file:
     N: images in the batch; B: ground-truth boxes of all images together
@@ -10,12 +10,12 @@ Shape shorthand in this file:
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["BoxCoder", "DetectorOutputs", "DistillStep", "MaskInput"]
+__all__ = ["BoxCoder", "DetectorOutputs", "DistillStep", "LossTerms", "MaskInput", "StepRecord"]
 
 
 class MaskInput(NamedTuple):
@@ -27,7 +27,7 @@ class MaskInput(NamedTuple):
         strides: those of all levels that the loss compares, ascending.
         boxes: (B, 4) ground truth, xyxy in pixels of the padded image.
         image_index: (B,) int64, the image of each box.
-        teacher_logits: (N, A * K, H, W) of this level, detached; None if nobody requires them.
+        teacher_logits: (N, A * K, H, W) of this level, detached; None if no loss requires them.
     """
 
     size: tuple[int, int, int]
@@ -39,7 +39,7 @@ class MaskInput(NamedTuple):
 
 
 class BoxCoder(Protocol):
-    """How one detector encodes boxes: the only thing a loss needs to know about its box head."""
+    """How one detector encodes boxes, which is all that a loss needs of its box head."""
 
     def decode(self, deltas: Tensor, regions: Tensor) -> Tensor:
         """Deltas (R, 4) on regions (R, 4) to boxes (R, 4) in pixels of the padded image."""
@@ -50,7 +50,7 @@ class BoxCoder(Protocol):
 
 @dataclass(frozen=True)
 class DetectorOutputs:
-    """What one detector answered for one batch; a field nobody asked for is empty.
+    """What one detector computed for one batch; fields that no loss requires are empty.
 
     Attributes:
         features: level name -> (N, C, H, W).
@@ -66,6 +66,11 @@ class DetectorOutputs:
     logits: Tensor | None = None
     deltas: Tensor | None = None
     box_bins: Tensor | None = None
+
+    def per_region(self) -> dict[str, Tensor]:
+        """The fields that are there and have one row for each region."""
+        fields = {"logits": self.logits, "deltas": self.deltas, "box_bins": self.box_bins}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -100,16 +105,15 @@ class DistillStep:
     def __post_init__(self) -> None:
         rows = {
             f"{who}.{name}": len(value)
-            for who in ("student", "teacher")
-            for name in ("logits", "deltas", "box_bins")
-            if (value := getattr(getattr(self, who), name)) is not None
+            for who, outputs in (("student", self.student), ("teacher", self.teacher))
+            for name, value in outputs.per_region().items()
         }
         rows.update(labels=len(self.labels), region_gt_boxes=len(self.region_gt_boxes))
         wrong = {name: n for name, n in rows.items() if n != len(self.regions)}
         if wrong:
             raise ValueError(
-                f"student and teacher must answer for the same {len(self.regions)} regions, "
-                f"but these hold another number of rows: {wrong}"
+                f"student and teacher must be evaluated on the same {len(self.regions)} regions, "
+                f"but these fields have another number of rows: {wrong}"
             )
 
     def mask_input(self, level: str, size: torch.Size, levels: Iterable[str]) -> MaskInput:
@@ -127,3 +131,45 @@ class DistillStep:
             image_index=self.gt_image,
             teacher_logits=self.teacher.dense_logits.get(level),
         )
+
+
+class LossTerms(NamedTuple):
+    """One distillation loss of one batch.
+
+    Attributes:
+        total: the loss, a float32 scalar attached to the graph.
+        per_level: level name -> its term of the total, detached; empty for losses on regions.
+    """
+
+    total: Tensor
+    per_level: dict[str, Tensor]
+
+    def scaled(self, factor: float) -> "LossTerms":
+        """The same times a factor."""
+        return LossTerms(
+            factor * self.total, {name: factor * term for name, term in self.per_level.items()}
+        )
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one training forward saw and gave, kept to explain a loss that is not finite.
+
+    Attributes:
+        batch: what the data loader gave.
+        random: the states of the random streams before the forward (``get_random_state``).
+        losses: name -> detached scalar; empty if the forward failed.
+        losses_per_level: distillation loss -> level -> detached scalar, of losses on levels.
+    """
+
+    batch: list[dict]
+    random: dict[str, Any]
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    losses_per_level: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def bad_levels(self) -> dict[str, list[str]]:
+        """Distillation loss -> its levels whose terms are not finite."""
+        return {
+            name: [level for level, term in terms.items() if not term.isfinite()]
+            for name, terms in self.losses_per_level.items()
+        }

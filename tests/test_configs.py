@@ -10,7 +10,8 @@ import yaml
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from d2kd.config.defaults import add_d2kd_config, plain_config
+from d2kd.config.defaults import add_d2kd_config
+from d2kd.config.student import student_config
 from d2kd.engine import build_schedule
 from d2kd.model_zoo import CONFIGS, find_config_file, get_config_file
 from d2kd.modeling import Distiller, build
@@ -65,7 +66,7 @@ def test_the_written_student_is_the_stock_one(path):
     if cfg.MODEL.META_ARCHITECTURE in ("FCOS", "GFL"):
         return  # Detectron2 has no yaml of these
     with torch.device("meta"):
-        stock, ours = build_model(plain_config(cfg)), build.build_student(cfg)
+        stock, ours = build_model(student_config(cfg)), build.build_student(cfg)
     assert list(stock.state_dict()) == list(ours.state_dict())
 
 

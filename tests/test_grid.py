@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 
 from d2kd.config.defaults import LOSS_NAMES
 from d2kd.losses import DISTANCE_REGISTRY, MASK_REGISTRY
-from d2kd.modeling import Distiller, FrozenTeacher
+from d2kd.modeling import Distiller, FrozenTeacher, split_losses
 from d2kd.modeling.build_losses import build_distill_losses
 from d2kd.modeling.paired_forward.registry import get_paired_forward
 from tests.common.helpers import build_pair, plain_cfg
@@ -37,16 +37,16 @@ def take_step(pair, opts):
     cfg = cfg.clone()
     cfg.merge_from_list(opts)
     losses = build_distill_losses(cfg, student, teacher.model)
-    forward_pair = get_paired_forward(cfg.MODEL.META_ARCHITECTURE)
+    forward_pair = get_paired_forward(cfg)
     distiller = Distiller(
         student=student, teacher=teacher, distill_losses=losses, forward_pair=forward_pair
     ).train()
     for name in losses:
-        distiller.register_loss_hook(name, lambda loss, step: {f"distill_{loss.name}": loss(step)})
+        distiller.register_loss_hook(name, lambda loss, step: loss(step))
     before = {k: v.detach().clone() for k, v in distiller.named_parameters()}
     with EventStorage():
         found = distiller(make_batch())
-    distilled = {k: v for k, v in found.items() if k.startswith("distill_")}
+    _, distilled = split_losses(found)
     optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3)
     optimizer.zero_grad()
     sum(distilled.values()).backward()
@@ -56,7 +56,7 @@ def take_step(pair, opts):
 
 
 def check(distilled, moved, names):
-    assert list(distilled) == [f"distill_{name}" for name in names]
+    assert list(distilled) == list(names)
     assert all(torch.isfinite(x) for x in distilled.values())
     assert any(name.startswith("student.backbone") for name in moved)
     assert not any(name.startswith("teacher") for name in moved)
@@ -69,7 +69,7 @@ def test_any_mask_with_any_distance(pair, mask, distance):
     opts = ["DISTILL.LOSSES", ["feature", "cls"], "DISTILL.CLS.WHERE", mask, *feature]
     distilled, moved = take_step(pair, [*opts, "DISTILL.FEATURE.ADAPTER", "3x3"])
     check(distilled, moved, ["feature", "cls"])
-    assert distilled["distill_feature"] > 0 and distilled["distill_cls"] > 0
+    assert distilled["feature"] > 0 and distilled["cls"] > 0
     assert any(name.startswith("distill_losses.feature.adapters") for name in moved)
 
 

@@ -19,6 +19,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes
 
+from ..modeling.paired_forward.rcnn import Regions
 from ..utils.malloc import keep_freed_memory
 from .networks import build_any_teacher, build_networks, build_stock, read_config
 from .options import as_arguments, load_batches, parse_args
@@ -86,15 +87,20 @@ def _build_task(
     if part == "distilled":
         pair = build_networks(cfg, random, apart=False)
         return train_step(cfg, pair.distiller(list(pair.losses)), batches)
-    model = build_any_teacher(cfg, random)[0].model
+    teacher = build_any_teacher(cfg, random)[0]
     # As many regions as a student's sampler makes positive at most, roughly.
-    regions = [[_repeat(x["instances"].gt_boxes, 32).to(model.device) for x in b] for b in batches]
-    return teacher_needed(cfg, model, requires, batches, regions)
+    regions = [_regions(batch, 32, teacher.model.device) for batch in batches]
+    return teacher_needed(cfg, teacher, requires, batches, regions)
 
 
-def _repeat(boxes: Boxes, rows: int) -> Boxes:
-    times = -(-rows // max(len(boxes), 1))
-    return Boxes(boxes.tensor.repeat(times, 1)[:rows])
+def _regions(batch: list[dict], rows: int, device: torch.device) -> Regions:
+    """The ground truth of each image, repeated until there are so many boxes."""
+    boxes, labels = [], []
+    for truth in (x["instances"] for x in batch):
+        times = -(-rows // max(len(truth), 1))
+        boxes.append(Boxes(truth.gt_boxes.tensor.repeat(times, 1)[:rows]).to(device))
+        labels.append(truth.gt_classes.repeat(times)[:rows].to(device))
+    return Regions(boxes, torch.cat(labels))
 
 
 def main() -> None:

@@ -15,14 +15,14 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from ..config.defaults import plain_config
 from ..config.load import load_config
+from ..config.student import student_config
 from ..data import register_custom_datasets
 from ..data.num_classes import num_classes
 from ..engine import DistillTrainer
-from ..modeling import LOSS_PREFIX, Distiller, FrozenTeacher
+from ..modeling import Distiller, FrozenTeacher
 from ..modeling.build import build_student, build_teacher, read_teacher_config
-from ..modeling.build_losses import build_distill_losses
+from ..modeling.build_losses import build_distill_losses, union_of_requires
 from ..modeling.compatibility import check_pair
 from ..modeling.paired_forward.registry import get_paired_forward
 
@@ -63,16 +63,16 @@ class Pair:
             student=self.student,
             teacher=self.optimized_teacher,
             distill_losses=nn.ModuleDict({name: self.losses[name] for name in names}),
-            forward_pair=get_paired_forward(self.cfg.MODEL.META_ARCHITECTURE),
+            forward_pair=get_paired_forward(self.cfg),
             proposals=self.cfg.DISTILL.PROPOSALS,
         ).train()
         for name in names:
-            model.register_loss_hook(name, lambda loss, step: {LOSS_PREFIX + loss.name: loss(step)})
+            model.register_loss_hook(name, lambda loss, step: loss(step))
         return model
 
     def requires(self, names: Sequence[str]) -> frozenset[str]:
         """What these losses read of the teacher."""
-        return frozenset().union(*(self.losses[name].requires for name in names))
+        return union_of_requires(self.losses[name] for name in names)
 
 
 def read_config(path: str, opts: Sequence[str]) -> CfgNode:
@@ -93,7 +93,7 @@ def read_config(path: str, opts: Sequence[str]) -> CfgNode:
 def build_stock(cfg: CfgNode) -> nn.Module:
     """The plain student as stock Detectron2 builds it, in training mode; its weights are random."""
     torch.manual_seed(1)
-    return _tame(build_model(plain_config(cfg)).train())
+    return _tame(build_model(student_config(cfg)).train())
 
 
 def build_any_teacher(cfg: CfgNode, random_weights: bool = False) -> tuple[FrozenTeacher, bool]:
@@ -122,12 +122,17 @@ def build_networks(cfg: CfgNode, random_weights: bool = False, apart: bool = Tru
         DetectionCheckpointer(student).load(cfg.MODEL.WEIGHTS, checkpointables=[])
     teacher, drawn = build_any_teacher(cfg, random_weights)
     random += ["teacher"] if drawn else []
-    optimized_teacher = copy.deepcopy(teacher) if apart else teacher
     keys = cfg.DISTILL.TEACHER
-    optimized_teacher.arrange(keys.LAYOUT, keys.COMPILE, keys.PRECISION)
+    optimized_teacher = FrozenTeacher(
+        copy.deepcopy(teacher.model) if apart else teacher.model,
+        swap_channels=teacher.swap_channels,
+        layout=keys.LAYOUT,
+        compiled=keys.COMPILE,
+        precision=keys.PRECISION,
+        fingerprint=teacher.fingerprint,
+    )
     losses = build_distill_losses(cfg, student, teacher.model).to(cfg.MODEL.DEVICE)
-    requires = frozenset().union(*(loss.requires for loss in losses.values()))
-    check_pair(cfg, read_teacher_config(cfg), requires)
+    check_pair(cfg, read_teacher_config(cfg), union_of_requires(losses.values()))
     stock = build_stock(cfg) if apart else None
     if stock:
         stock.load_state_dict(student.state_dict(keep_vars=True), assign=True)

@@ -40,10 +40,10 @@ ALL = "all"
 def build_tasks(pair: Pair, batches: list[list[dict]], alone: bool = True) -> dict[str, Task]:
     """Everything that is timed, by name; ``alone``: also steps under one loss alone."""
     recorded, names = record_batches(pair, batches), list(pair.losses)
-    regions, teacher = [now.regions for now in recorded], pair.teacher.model
+    regions, teacher = [now.regions for now in recorded], pair.teacher
     sets = {ALL: names, **({name: [name] for name in names} if alone and len(names) > 1 else {})}
     tasks = {"student": train_step(pair.cfg, pair.stock, batches)}
-    tasks["teacher_full"] = teacher_full(teacher, batches)
+    tasks["teacher_full"] = teacher_full(teacher.model, batches)
     for key, chosen in sets.items():
         requires = pair.requires(chosen)
         tasks[f"needed {key}"] = teacher_needed(pair.cfg, teacher, requires, batches, regions)

@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from ..config.detectors import get_detector
 from ..engine import DistillTrainer
-from ..modeling.paired_forward.dense import box_maps, class_logits
+from ..modeling import FrozenTeacher
+from ..modeling.paired_forward import dense, rcnn
+from ..modeling.paired_forward.registry import RequiredOutputs
 from ..structures import DetectorOutputs, DistillStep
 from .networks import Pair
 
@@ -32,30 +34,31 @@ Task = Callable[[int], object]
 
 @dataclasses.dataclass
 class Recorded:
-    """What both detectors made of one batch, and what the teacher's box head was asked.
+    """What both detectors computed for one batch, and the boxes of the teacher's box head.
 
     Attributes:
         step: the student's tensors are leaves that want gradients.
-        regions: boxes of each image; empty if the teacher's box head did not run.
+        regions: None if the teacher's box head did not run.
     """
 
     step: DistillStep
-    regions: list[Boxes]
+    regions: rcnn.Regions | None
 
 
 def record_batches(pair: Pair, batches: list[list[dict]]) -> list[Recorded]:
     """Run every batch once under all losses and keep what the losses were given."""
     model, seen, found = pair.distiller(list(pair.losses)), [], []
-    heads = getattr(pair.optimized_teacher.model, "roi_heads", None)
-    hook = heads and heads.box_pooler.register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[1])
-    )
+    hook = None
+    if get_detector(pair.cfg).two_stage and pair.requires(list(pair.losses)) - {"features"}:
+        pooler = pair.optimized_teacher.model.roi_heads.box_pooler
+        hook = pooler.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
     for batch in batches:
         seen.clear()
         torch.manual_seed(0)
         with EventStorage():
             _, step = model.forward_pair(model.student, model.teacher, batch, model.required)
-        found.append(Recorded(_with_leaves(step), seen[0] if seen else []))
+        regions = rcnn.Regions(seen[0], step.labels) if seen else None
+        found.append(Recorded(_with_leaves(step), regions))
     if hook:
         hook.remove()
     return found
@@ -105,62 +108,54 @@ def floor_and_step(
     regions, requires = [now.regions for now in recorded], pair.requires(names)
     return {
         "student_step_s": train_step(pair.cfg, wrap(pair.stock), batches),
-        "teacher_needed_s": teacher_needed(
-            pair.cfg, pair.teacher.model, requires, batches, regions
-        ),
+        "teacher_needed_s": teacher_needed(pair.cfg, pair.teacher, requires, batches, regions),
         "distilled_step_s": train_step(pair.cfg, wrap(pair.distiller(names)), batches),
     }
 
 
 def teacher_needed(
     cfg: CfgNode,
-    model: nn.Module,
+    teacher: FrozenTeacher,
     requires: frozenset[str],
     batches: list[list[dict]],
-    regions: list[list[Boxes]],
+    regions: list[rcnn.Regions | None],
 ) -> Task:
     """The teacher's forward of what ``requires`` names and nothing else.
 
     Args:
         cfg: the student's.
-        model: the teacher's detector.
-        regions: of each batch, the boxes in each image that a two-stage teacher answers for.
+        teacher: as Detectron2 builds it, in its own layout and the student's precision.
+        regions: of each batch, the boxes on which a two-stage teacher's box head runs.
     """
-    head = _rcnn_parts if hasattr(model, "roi_heads") else _dense_parts
+    run_heads = _rcnn_heads if get_detector(cfg).two_stage else _dense_heads
+    required = RequiredOutputs(requires, cfg.DISTILL.PROPOSALS)
 
-    @torch.no_grad()
     def run(turn: int) -> None:
         index = turn % len(batches)
-        images = model.preprocess_image(batches[index])
-        features = model.backbone(images.tensor)
-        if cfg.DISTILL.PROPOSALS == "union":
-            model.proposal_generator(images, features)
-        head(model, features, requires, regions[index])
+        features = teacher.features(batches[index])
+        run_heads(teacher, features, batches[index], regions[index], required)
 
     return run
 
 
-def _rcnn_parts(
-    model: nn.Module, features: dict[str, Tensor], requires: frozenset[str], regions: list[Boxes]
+def _rcnn_heads(
+    teacher: FrozenTeacher,
+    features: dict[str, Tensor],
+    batch: list[dict],
+    regions: rcnn.Regions | None,
+    required: RequiredOutputs,
 ) -> None:
-    if "dense_logits" in requires:
-        rpn = model.proposal_generator
-        for name in rpn.in_features:
-            rpn.rpn_head.objectness_logits(rpn.rpn_head.conv(features[name]))
-    if requires & {"logits", "deltas"}:
-        heads = model.roi_heads
-        pooled = heads.box_pooler([features[name] for name in heads.box_in_features], regions)
-        heads.box_predictor(heads.box_head(pooled))
+    dense_logits = None
+    if required.proposals == "union":
+        sizes = [x["image"].shape[-2:] for x in batch]
+        _, dense_logits = rcnn.teacher_proposals(teacher, features, sizes)
+    rcnn.teacher_outputs(teacher, features, regions, required, dense_logits)
 
 
-def _dense_parts(
-    model: nn.Module, features: dict[str, Tensor], requires: frozenset[str], regions: list[Boxes]
+def _dense_heads(
+    teacher: FrozenTeacher, features: dict[str, Tensor], _, __, required: RequiredOutputs
 ) -> None:
-    levels = [features[name] for name in getattr(model, "head_in_features", [])]
-    if requires & {"dense_logits", "logits"}:
-        class_logits(model.head, levels)
-    if requires & {"deltas", "box_bins"}:
-        box_maps(model.head, levels)
+    dense.teacher_outputs(teacher, features, None, required)
 
 
 def teacher_full(model: nn.Module, batches: list[list[dict]]) -> Task:
@@ -178,7 +173,7 @@ def loss_task(module: nn.Module, recorded: list[Recorded]) -> Task:
 
     def run(turn: int) -> None:
         _forget_gradients(module, recorded)
-        module(recorded[turn % len(recorded)].step).backward()
+        module(recorded[turn % len(recorded)].step).total.backward()
 
     return run
 

@@ -6,7 +6,7 @@ import os
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
-from ..config.defaults import plain_config
+from ..config.student import dump_student_config, student_config
 from .atomic_write import AtomicPathManager
 
 __all__ = ["write_student_config"]
@@ -18,10 +18,10 @@ def write_student_config(cfg: CfgNode) -> None:
     Raises:
         WeightsError: the file cannot be written.
     """
-    plain = plain_config(cfg)
+    student = student_config(cfg)
     # The path must hold wherever the file is read from. Addresses ("s3://") are absolute already.
     folder = cfg.OUTPUT_DIR if "://" in cfg.OUTPUT_DIR else os.path.abspath(cfg.OUTPUT_DIR)
-    plain.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
+    student.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
     PathManager.mkdirs(cfg.OUTPUT_DIR)
     with AtomicPathManager().open(os.path.join(cfg.OUTPUT_DIR, "student.yaml"), "w") as file:
-        file.write(plain.dump())
+        file.write(dump_student_config(student))

@@ -1,16 +1,14 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Every configuration key that d2kd adds to Detectron2's, each declared once and here."""
+"""Every configuration key that d2kd adds to Detectron2's, declared once."""
 
 from typing import Any
 
 from detectron2.config import CfgNode as CN
-from detectron2.config import get_cfg
 
-from .fcos import add_fcos_config
-from .gfl import add_gfl_config
+from .detectors import DETECTORS
 from .timm import add_timm_config
 
-__all__ = ["LOSS_NAMES", "OPTIMIZERS", "SCHEDULES", "add_d2kd_config", "get_value", "plain_config"]
+__all__ = ["LOSS_NAMES", "OPTIMIZERS", "SCHEDULES", "add_d2kd_config", "get_value"]
 
 LOSS_NAMES = ("feature", "cls", "reg")
 BAD_IMAGES = ("stop", "skip")
@@ -24,33 +22,35 @@ SCHEDULES = ("constant", "linear", "cosine", "step")
 def add_d2kd_config(cfg: CN) -> None:
     """Add d2kd's keys with their defaults to a Detectron2 config.
 
-    ``MODEL`` and everything else in the config describe the student. A default marked "choice" is
-    ours: no paper publishes it.
+    ``MODEL`` and the other keys of Detectron2 describe the student. Where a comment says "our
+    default", no paper publishes the value.
     """
-    # Datasets that need no Python: name -> {FORMAT, ANNOTATIONS, IMAGES, SPLIT, CLASSES};
-    # datasets/README.md describes them.
+    # Datasets declared without Python: name -> {FORMAT, ANNOTATIONS, IMAGES, SPLIT, CLASSES};
+    # see datasets/README.md.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)
-    # An image that cannot be read in training: "stop", naming it, or "skip" it with a warning that
-    # counts (another image takes its place).
+    # What to do in training with an image that cannot be read: "stop" with an error that names
+    # it, or "skip": another image takes its place, and a warning counts the skipped images.
     cfg.DATALOADER.BAD_IMAGES = "stop"
-    # "SGD" as Detectron2 builds it, or "ADAMW" with the same parameter groups.
+    # "SGD" as Detectron2 builds it, or "ADAMW" over the same parameter groups.
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Batches of IMS_PER_BATCH images whose gradients are averaged for one step of the optimizer, an
-    # iteration. BASE_LR is not changed by it: set it as for IMS_PER_BATCH * ACCUMULATE_STEPS.
+    # Batches of IMS_PER_BATCH images whose gradients are averaged for one optimizer step, which is
+    # one iteration. BASE_LR is not scaled: set it for IMS_PER_BATCH * ACCUMULATE_STEPS images.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
-    add_fcos_config(cfg)
-    add_gfl_config(cfg)
+    # MODEL.FCOS, MODEL.GFL, and the nodes of detectors of your own.
+    for row in DETECTORS.values():
+        row.add_config(cfg)
     add_timm_config(cfg)
     cfg.DISTILL = CN()
-    # False trains the plain student, bit-equal to stock Detectron2.
+    # False trains the student alone, bit-equal to stock Detectron2.
     cfg.DISTILL.ENABLED = False
-    # Which of the three losses are computed; any of LOSS_NAMES.
+    # The distillation losses to compute; any of LOSS_NAMES.
     cfg.DISTILL.LOSSES = ["feature", "cls", "reg"]
-    # Whose proposals a two-stage student is trained on: "student", or "union" with the teacher's
-    # (TAR lets them "interflow"; which ones is a choice).
+    # The proposals that a two-stage student is trained on: its own ("student"), or these together
+    # with the teacher's ("union"). TAR lets both "interflow" without saying how; "student" is our
+    # default.
     cfg.DISTILL.PROPOSALS = "student"
-    # Several processes: True divides the distillation losses by the mean over processes of their
-    # positives, mask sums and weights, which gives the joined batch's gradients; False by each
+    # With several processes, True divides the distillation losses by the mean over processes of
+    # positives and mask sums, which gives the gradients of the joined batch. False divides by each
     # process's own, as FRS's released code and most detection losses do (docs/processes.md).
     cfg.DISTILL.REDUCE_NORMALIZERS = False
     _add_network_keys(cfg.DISTILL)
@@ -66,53 +66,58 @@ def _add_network_keys(node: CN) -> None:
     node.TEACHER.CONFIG_FILE = ""
     # A path, URL, detectron2:// or d2kd:// address; "" is Detectron2's checkpoint of CONFIG_FILE.
     node.TEACHER.WEIGHTS = ""
-    # What the teacher computes in: "student": what the student does, half under SOLVER.AMP;
-    # "float32"; "bfloat16" or "float16", from which losses get float32 (docs/precision.md).
+    # The precision of the teacher: "student" (half under SOLVER.AMP, as the student), "float32",
+    # "bfloat16" or "float16". Its outputs reach the losses in float32 (docs/precision.md).
     node.TEACHER.PRECISION = "student"
-    # How the teacher's maps lie in memory: "channels_first", "channels_last", or "auto", the latter
-    # on a CPU, where it takes 0.8 of the time. Values change by rounding alone.
+    # The memory layout of the teacher's maps: "channels_first", "channels_last", or "auto", which
+    # is channels_last on a CPU, where it takes 0.8 of the time. Values change by rounding alone.
     node.TEACHER.LAYOUT = "auto"
-    # Run the teacher's backbone through torch.compile: on a CPU half of the time, for a start that
-    # takes a minute and again one for other image sizes; needs a C++ compiler there.
+    # Run the teacher's backbone through torch.compile. On a CPU it then takes half of the time, but
+    # compiling takes a minute at the start and for new image sizes, and needs a C++ compiler.
     node.TEACHER.COMPILE = False
     node.STUDENT = CN()
-    # Module prefixes ("backbone.fpn", "proposal_generator", "roi_heads") whose teacher weights the
-    # student starts from wherever names and shapes agree. Also works with ENABLED False, so that a
-    # baseline can be given the same start.
+    # Module prefixes ("backbone.fpn", "proposal_generator", "roi_heads"): the student starts from
+    # the teacher's weights of these modules wherever names and shapes agree. It also works with
+    # ENABLED False, so that a baseline can have the same start.
     node.STUDENT.INHERIT = []
 
 
 def _add_schedule_keys(node: CN) -> None:
-    # One factor r(iteration) scales all distillation losses.
+    # A factor that depends on the iteration scales all distillation losses.
     node.SCHEDULE = CN()
-    # "constant"; "linear": 1 -> 0, TAR's decay; "cosine": 1 -> 0; "step".
+    # "constant"; "linear" from 1 to 0 (TAR's decay); "cosine" from 1 to 0; "step".
     node.SCHEDULE.NAME = "linear"
     # Iterations over which the factor rises linearly from 0; FRS: 500.
     node.SCHEDULE.WARMUP_ITERS = 0
-    # "step" only: fractions of the training at which the factor is multiplied by GAMMA (choice).
+    # "step" only: the fractions of the training at which the factor is multiplied by GAMMA. Both
+    # are our defaults.
     node.SCHEDULE.STEPS = (0.667, 0.889)
     node.SCHEDULE.GAMMA = 0.1
 
 
 def _add_loss_keys(node: CN) -> None:
     node.FEATURE = CN()
-    # TAR publishes none (choice; its printed 1/2 is part of it); FRS: by detector; SSIM: 2 or 4.
+    # TAR publishes no weight; 1.0 is our default and includes the paper's factor 1/2. FRS's weight
+    # depends on the detector; SSIM's is 2 or 4.
     node.FEATURE.WEIGHT = 1.0
-    # FPN levels to distil; [] is every level of the student's backbone.
+    # Feature levels to distil; [] is every level of the student's backbone.
     node.FEATURE.LEVELS = []
-    # Where: "uniform", "gaussian" (TAR), "richness" (FRS), or a mask of your own.
+    # Where features are compared: "uniform", "gaussian" (TAR), "richness" (FRS), or a registered
+    # mask of your own.
     node.FEATURE.MASK = "gaussian"
-    # How far: "squared" (TAR, FRS), "absolute", "ssim", "pearson" (PKD), "channel_kl" (CWD).
+    # How they are compared: "squared" (TAR, FRS), "absolute", "ssim", "pearson" (PKD), "channel_kl"
+    # (CWD), or a registered distance of your own.
     node.FEATURE.DISTANCE = "squared"
-    # Channels are averaged ("mean") or, as FRS publishes it, summed ("sum").
+    # Average the channels ("mean") or sum them, as FRS does ("sum").
     node.FEATURE.CHANNELS = "mean"
-    # "auto": 1x1 where channels differ; "none"; "1x1"; "3x3" (FRS, on every level).
+    # The layer from the student's to the teacher's channels: "auto" (1x1 where they differ),
+    # "none", "1x1", or "3x3" on every level (FRS).
     node.FEATURE.ADAPTER = "auto"
 
     node.CLS = CN()
     node.CLS.WEIGHT = 1.0
-    # "positives": soft labels of the positive regions (TAR); or a mask's name: all dense
-    # locations, weighted by it (FRS: "richness").
+    # "positives": soft labels on the positive regions (TAR). The name of a mask: soft labels at all
+    # locations of the dense head, weighted by the mask (FRS: "richness").
     node.CLS.WHERE = "positives"
     # "cross_entropy" (soft targets) or "kl"; the binary form for sigmoid heads.
     node.CLS.DISTANCE = "cross_entropy"
@@ -120,23 +125,25 @@ def _add_loss_keys(node: CN) -> None:
 
     node.REG = CN()
     node.REG.WEIGHT = 1.0
-    # A positive region copies the teacher's box only if its IoU with the ground truth is above
-    # that of the student's box ("student", choice), of the region ("proposal"), or always ("none").
+    # The student learns the teacher's box on a positive region only if that box has a higher IoU
+    # with the ground truth than the student's box ("student", our default), or than the region
+    # itself ("proposal"); "none": always.
     node.REG.GATE = "student"
-    # "box_loss": the detector's own; "distribution_kl": LD, on GFL's box-edge distributions.
+    # "box_loss": the detector's own box loss; "distribution_kl" (LD): on GFL's box-edge
+    # distributions.
     node.REG.DISTANCE = "box_loss"
-    # "distribution_kl" only; LD: 10.
+    # "distribution_kl" only; 10 in LD.
     node.REG.TEMPERATURE = 10.0
 
 
 def _add_mask_and_distance_keys(node: CN) -> None:
-    # Parameters of a mask or distance stand under its upper-case name. New names are allowed: a
-    # registered function is given whatever stands here.
+    # The parameters of a mask or distance, under its name in upper case. New names are allowed: a
+    # registered function of your own gets what is set here.
     node.MASKS = CN(new_allowed=True)
     node.MASKS.GAUSSIAN = CN()
-    # exp(-x^2 / (SIGMA2 (w/2)^2)): 2 gives 0.61 at the middle of a box's edge.
+    # exp(-x^2 / (SIGMA2 (w/2)^2)); with 2, the mask is 0.61 at the middle of a box's edge.
     node.MASKS.GAUSSIAN.SIGMA2 = 2.0
-    # A box marks "all" levels, or only its "own" by its size (choice).
+    # A box marks "all" levels (our default), or only the level of its size ("own").
     node.MASKS.GAUSSIAN.LEVELS = "all"
     node.DISTANCES = CN(new_allowed=True)
     node.DISTANCES.CHANNEL_KL = CN()
@@ -153,8 +160,8 @@ def _add_mask_and_distance_keys(node: CN) -> None:
     node.DISTANCES.SSIM.K1 = 0.01
     node.DISTANCES.SSIM.K2 = 0.03
     node.DISTANCES.SSIM.RANGE = 1.0
-    # Both maps are min-max scaled to [0, 1] per "image_channel", "image", "level", or not
-    # ("none"); which axis is a choice.
+    # Both maps are min-max scaled to [0, 1] per "image_channel" (our default), "image" or "level";
+    # "none" does not scale.
     node.DISTANCES.SSIM.SCALING = "image_channel"
 
 
@@ -163,25 +170,3 @@ def get_value(cfg: CN, key: str) -> Any:
     for part in key.split("."):
         cfg = cfg.get(part) if cfg is not None else None
     return cfg
-
-
-def plain_config(cfg: CN) -> CN:
-    """The student's own part of a config: what stock Detectron2 knows, without d2kd's keys.
-
-    Of d2kd's detectors, which stock Detectron2 lacks, the node of their keys is kept
-    (``MODEL.FCOS``, ``MODEL.GFL``): such a config is read after ``add_d2kd_config``.
-    """
-    plain = get_cfg()
-    _copy_known(cfg, plain)
-    name = cfg.MODEL.META_ARCHITECTURE
-    if name in ("FCOS", "GFL"):
-        plain.MODEL[name] = cfg.MODEL[name].clone()
-    return plain
-
-
-def _copy_known(source: CN, target: CN) -> None:
-    for key in target:
-        if isinstance(target[key], CN):
-            _copy_known(source[key], target[key])
-        else:
-            target[key] = source[key]

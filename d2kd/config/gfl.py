@@ -21,7 +21,7 @@ def add_gfl_config(cfg: CN) -> None:
     # Convolutions before the last one, in each of the two branches.
     _C.NUM_CONVS = 4
     # Normalisation of those convolutions: "GN" (32 groups, fewer in heads of less than 256
-    # channels, so that a group has 8), "BN" or "SyncBN" (statistics for each level), "" for none.
+    # channels, so that a group has 8), "BN" or "SyncBN" (statistics for each level), or "" (none).
     _C.NORM = "GN"
     # Class probability that the last bias starts from.
     _C.PRIOR_PROB = 0.01

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Reading configs so that what is wrong is named: the file, the key, and what was likely meant."""
+"""Reading configs; errors name the file, the key, and the key that was likely meant."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
         options: ``KEY VALUE ...`` of the command line.
 
     Raises:
-        FileNotFoundError, ConfigError: as ``merge_file``, ``merge_options`` and ``check_config``.
+        ConfigError: as ``merge_file``, ``merge_options`` and ``check_config``.
     """
     cfg = get_cfg()
     add_d2kd_config(cfg)
@@ -47,30 +47,29 @@ def merge_file(
 ) -> None:
     """Merge a yaml and its bases into ``cfg``.
 
-    Unlike Detectron2's own, python objects in the yaml are not made: a config cannot run code.
+    Unlike Detectron2's own function it creates no python objects: a config cannot run code.
 
     Args:
         cfg: holds every known key; changed in place.
         path: of the yaml.
         named_by: the option or key that names the path, for messages.
-        trusted: make python objects after all; Detectron2's own RetinaNet configs compute their
-            anchors so.
+        trusted: create python objects, as Detectron2's own RetinaNet configs need for their
+            anchors.
 
     Raises:
-        FileNotFoundError: the file, or one of its bases, is not there.
-        ConfigError: malformed, an unknown key (every one is listed, with what was likely meant), or
-            a value of the wrong type.
+        ConfigError: the file or one of its bases is not there or malformed, it has unknown keys
+            (all are listed, with what was likely meant), or a value has the wrong type.
     """
     if not PathManager.isfile(path):
-        raise FileNotFoundError(
+        raise ConfigError(
             f"{named_by} {path} is not there (seen from {os.getcwd()}): set it to a yaml file"
         )
     try:
         loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=trusted)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: a file of its _BASE_ is not there: {error}") from error
+        raise ConfigError(f"{path}: a file of its _BASE_ is not there: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no yaml of plain values: {error}") from error
+        raise ConfigError(f"{path} is not a yaml file of plain values: {error}") from error
     except AssertionError as error:
         raise ConfigError(f"{path}: {error}") from error
     except TypeError:  # fvcore's, of a file without any key
@@ -92,11 +91,13 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     misplaced = [option for option in options if str(option).startswith("--")]
     if misplaced:
         raise ConfigError(
-            f"{' '.join(misplaced)} stands behind KEY VALUE, where all is taken for more of these: "
+            f"{' '.join(misplaced)} comes after KEY VALUE, where everything is read as more keys: "
             "put it before the first KEY"
         )
     if len(options) % 2:
-        raise ConfigError(f"options are pairs KEY VALUE, but these are {len(options)}: {options}")
+        raise ConfigError(
+            f"options are pairs of KEY VALUE, but there are {len(options)} words: {options}"
+        )
     known = set(all_keys(cfg))
     unknown = [key for key in options[0::2] if key not in known]
     _refuse_unknown(cfg, unknown, "the command line")

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Are the values of a config in their ranges? Asked before anything is read or built."""
+"""Checks that the values of a config are in range, before anything is read or built."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -28,6 +28,7 @@ from .defaults import (
     SCHEDULES,
     get_value,
 )
+from .detectors import get_detector
 
 __all__ = ["check_config", "check_schedule", "describe_warmup"]
 
@@ -99,7 +100,7 @@ _DISTILL_RANGES: dict[str, Rule] = {
 
 
 def _choices(cfg: CfgNode) -> dict[str, Sequence[str]]:
-    """Key -> allowed values, of those that also hold without a teacher."""
+    """Key -> allowed values, of the keys that also count without a teacher."""
     schedulers = ["WarmupMultiStepLR", "WarmupCosineLR"]
     # The key came with it; release 0.6 has neither.
     if "RESCALE_INTERVAL" in cfg.SOLVER:
@@ -113,7 +114,7 @@ def _choices(cfg: CfgNode) -> dict[str, Sequence[str]]:
 
 
 def _distill_choices() -> dict[str, Sequence[str]]:
-    """Key -> allowed values; registries are read now, when the user's own are in them."""
+    """Key -> allowed values; reads the registries late, when they hold the user's functions."""
     masks = [name for name, _ in MASK_REGISTRY]
     return {
         "DISTILL.FEATURE.MASK": masks,
@@ -133,10 +134,11 @@ def _distill_choices() -> dict[str, Sequence[str]]:
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Check every number's range and every name's being known; all that is wrong is listed at once.
+    """Check that every number is in its range and every name is known; lists all errors at once.
 
     Raises:
-        ConfigError: names each key, its value, and what it may be.
+        ConfigError: names each key, its value, and what it may be; or names a detector that
+            cannot be distilled.
     """
     ranges, choices = dict(_RANGES), _choices(cfg)
     if cfg.DISTILL.ENABLED:
@@ -151,6 +153,8 @@ def check_config(cfg: CfgNode) -> None:
     if cfg.DISTILL.ENABLED:
         problems += [*_schedule_problems(cfg), *_exponent_problems(cfg)]
     _refuse(problems)
+    if cfg.DISTILL.ENABLED:
+        get_detector(cfg)
 
 
 def check_schedule(cfg: CfgNode) -> None:
@@ -178,7 +182,7 @@ def _unknown(cfg: CfgNode, choices: dict[str, Sequence[str]]) -> Problems:
 
 
 def _unknown_groups(cfg: CfgNode) -> Problems:
-    """Groups are open to functions of one's own, so a misspelt one would be a key nobody reads."""
+    """Groups are open to the user's own functions, so a misspelt name would have no effect."""
     for key, registry in (("MASKS", MASK_REGISTRY), ("DISTANCES", DISTANCE_REGISTRY)):
         known = [name.upper() for name, _ in registry]
         for group in cfg.DISTILL[key]:
@@ -188,7 +192,7 @@ def _unknown_groups(cfg: CfgNode) -> Problems:
 
 
 def describe_warmup(cfg: CfgNode) -> str:
-    """What is odd about SOLVER.WARMUP_ITERS, or "": short trials of a schedule may mean it."""
+    """A warning about SOLVER.WARMUP_ITERS, or "". No error: short trials may want it."""
     warmup, last = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
     if warmup < last:
         return ""

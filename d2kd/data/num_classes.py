@@ -1,23 +1,20 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Does the detector predict as many classes as the data has?"""
+"""The detector's number of classes, and whether the data sets have as many."""
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import get_value
+from ..config.detectors import find_detector
 from ..utils.errors import DatasetError
 
-NUM_CLASSES_KEYS = {
-    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
-    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-    "FCOS": "MODEL.FCOS.NUM_CLASSES",
-    "GFL": "MODEL.GFL.NUM_CLASSES",
-}
+__all__ = ["check_num_classes", "num_classes", "num_classes_key"]
 
 
 def num_classes_key(cfg: CfgNode) -> str | None:
-    """The key that cfg's meta-architecture reads its number of classes from; None if unknown."""
-    return NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    """The key of the detector's number of classes; None if the detector table has no row for it."""
+    row = find_detector(cfg)
+    return row.num_classes_key if row else None
 
 
 def num_classes(cfg: CfgNode) -> int | None:

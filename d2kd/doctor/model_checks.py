@@ -29,7 +29,7 @@ def build(cfg: CfgNode) -> tuple[nn.Module | None, list[Finding]]:
     except (ValueError, OSError, KeyError, AssertionError) as problem:
         return None, [_whose(cfg, problem)]
     count = len(model.teacher.model.state_dict())
-    weights = model.teacher.identity["weights"]
+    weights = model.teacher.fingerprint["weights"]
     teacher = ok("teacher", f"all of its {count} tensors are in {weights}")
     return model, [teacher, _compared(model)]
 

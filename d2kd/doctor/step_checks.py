@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from ..modeling import LOSS_PREFIX
+from ..modeling import split_losses
 from ..utils.text import first_few
 from .finding import Finding, error, ok, warning
 from .trial_steps import TrialResult
@@ -92,10 +92,10 @@ def check_ratios(
             of random weights behind frozen statistics may be of any size.
     """
     means = _means(trial)
-    detection = sum(v for k, v in means.items() if not k.startswith(LOSS_PREFIX))
-    found = []
-    for name in (k[len(LOSS_PREFIX) :] for k in means if k.startswith(LOSS_PREFIX)):
-        value, weight = means[LOSS_PREFIX + name], cfg.DISTILL[name.upper()].WEIGHT
+    losses, distillation = split_losses(means)
+    detection, found = sum(losses.values()), []
+    for name, value in distillation.items():
+        weight = cfg.DISTILL[name.upper()].WEIGHT
         ratio = value / detection
         text = f"{value:.3g} is {ratio:.3g} x the detection losses, {detection:.3g}"
         advise = _advise if started else _advise_of_random

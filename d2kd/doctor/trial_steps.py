@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
-from torch import Tensor, nn
+from torch import nn
 
 from ..engine import DistillTrainer
-from ..modeling import LOSS_PREFIX, Distiller
-from ..structures import DistillStep
+from ..modeling import Distiller
+from ..structures import DistillStep, LossTerms
 from .step_budget import StepBudget
 
 __all__ = ["TrialResult", "run_steps"]
@@ -115,9 +115,9 @@ def _try(
     return trial.seconds[-1] + trial.plain_seconds[-1]
 
 
-def _unscaled(loss_module: nn.Module, step: DistillStep) -> dict[str, Tensor]:
+def _unscaled(loss_module: nn.Module, step: DistillStep) -> LossTerms:
     """A loss as its weight alone makes it."""
-    return {LOSS_PREFIX + loss_module.name: loss_module(step)}
+    return loss_module(step)
 
 
 def _load_batches(cfg: CfgNode, trial: TrialResult) -> Iterator[list[dict]]:

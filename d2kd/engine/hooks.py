@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The hooks that compute distillation losses, and the one that says how large they are."""
+"""The hooks that compute the distillation losses, and the one that logs their size."""
 
 from itertools import takewhile
 
@@ -7,11 +7,11 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils.events import get_event_storage
 from fvcore.common.param_scheduler import ParamScheduler
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..modeling import LOSS_PREFIX
-from ..structures import DistillStep
+from ..modeling import split_losses
+from ..structures import DistillStep, LossTerms
 from .loss_schedule import build_schedule
 
 __all__ = ["DistillLossHook", "LossRatioHook", "build_distill_hooks", "unwrap"]
@@ -25,8 +25,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 class DistillLossHook(HookBase):
     """Computes one distillation loss inside the model's forward, scaled by the schedule.
 
-    It keeps nothing between steps: Detectron2 saves the state of hooks under their class name, so
-    the three hooks of this class would share one.
+    It keeps no state: Detectron2 saves the state of hooks under their class name, so the three
+    hooks of this class would share one.
     """
 
     def __init__(self, name: str, schedule: ParamScheduler):
@@ -53,11 +53,11 @@ class DistillLossHook(HookBase):
     def after_train(self) -> None:
         unwrap(self.trainer.model).unregister_loss_hook(self.name)
 
-    def __call__(self, loss_module: nn.Module, step: DistillStep) -> dict[str, Tensor]:
-        """Also at factor 0: DDP needs every adapter in the graph of every step."""
+    def __call__(self, loss_module: nn.Module, step: DistillStep) -> LossTerms:
+        """The loss times the schedule's factor. Also at factor 0: DDP needs every adapter in the graph of every step."""
         factor = self.schedule(self.trainer.iter / self.trainer.max_iter)
         self._log(factor)
-        return {LOSS_PREFIX + self.name: factor * loss_module(step)}
+        return loss_module(step).scaled(factor)
 
     def _log(self, factor: float) -> None:
         get_event_storage().put_scalar(f"loss_weight/{self.name}", factor, smoothing_hint=False)
@@ -66,8 +66,8 @@ class DistillLossHook(HookBase):
 class LossRatioHook(HookBase):
     """Logs each distillation loss relative to the sum of the detection losses.
 
-    Reads what the trainer has logged, so a step waits for nothing. "loss" is in the name because
-    Detectron2's console prints only such keys.
+    It reads what the trainer has logged, so that no step waits for a GPU. "loss" is in the logged
+    name because Detectron2's console prints only such keys.
     """
 
     def __init__(self, names: list[str], period: int = 20):
@@ -80,20 +80,22 @@ class LossRatioHook(HookBase):
         if done % self.period and done != self.trainer.max_iter:
             return
         storage = self.trainer.storage
-        losses = {
-            key: value
-            for key, (value, _) in storage.latest().items()
-            if key.startswith("loss_") and "/" not in key
-        }
-        detection = sum(v for k, v in losses.items() if not k.startswith(LOSS_PREFIX))
+        detection, distillation = split_losses(
+            {
+                key: value
+                for key, (value, _) in storage.latest().items()
+                if key.startswith("loss_") and "/" not in key
+            }
+        )
+        whole = sum(detection.values())
         for name in self.names:
-            value = losses.get(LOSS_PREFIX + name)
-            if value is not None and detection > 0:
-                storage.put_scalar(f"loss_ratio/{name}", value / detection, smoothing_hint=False)
+            if name in distillation and whole > 0:
+                ratio = distillation[name] / whole
+                storage.put_scalar(f"loss_ratio/{name}", ratio, smoothing_hint=False)
 
 
 def build_distill_hooks(cfg: CfgNode) -> list[HookBase]:
-    """The hooks of every enabled loss, for ``trainer.register_hooks`` of any trainer."""
+    """The hooks of every enabled loss, for ``register_hooks`` of any trainer."""
     schedule = build_schedule(cfg)
     names = list(cfg.DISTILL.LOSSES)
     return [*(DistillLossHook(name, schedule) for name in names), LossRatioHook(names)]

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""A loss that is not finite: which one, where, on what, and the batch to try it again."""
+"""Reports a loss that is not finite: which one, on which level and images, and saves the batch."""
 
 import math
 import os
@@ -12,8 +12,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
 
-from ..modeling import LOSS_PREFIX
-from ..modeling.step_record import StepRecord
+from ..modeling import LOSS_PREFIX, Distiller, split_losses
+from ..structures import StepRecord
 from ..utils.errors import D2kdError
 from ..utils.files import atomic_write
 
@@ -26,19 +26,19 @@ class NonFiniteLossError(D2kdError, FloatingPointError):
 
 @contextmanager
 def report_nonfinite_loss(
-    model: nn.Module, iteration: int, folder: str, earlier: Sequence[StepRecord] = ()
+    model: nn.Module, iteration: int, folder: str, micro_steps: Sequence[StepRecord] = ()
 ) -> Iterator[None]:
-    """Say more where the trainer finds that the losses are not finite.
+    """Report the details where the trainer finds that a loss is not finite.
 
-    It looks at those of every step in any case, before the optimizer's step (``CheckedTrainer``
-    where Detectron2's own does not): this reads nothing as long as all is well.
+    The trainer looks at the losses of every step before the optimizer's step (``CheckedTrainer``
+    where Detectron2's own does not). As long as they are finite, nothing is read here.
 
     Args:
-        model: a Distiller (others are left to Detectron2's message).
-        iteration: that is run inside.
-        folder: where ``nonfinite_<iteration>.pth`` goes.
-        earlier: filled inside with the batches of an iteration that has several; the first one at
-            fault is reported.
+        model: a Distiller. For other models, Detectron2's message is all there is.
+        iteration: the one that runs inside the context.
+        folder: where ``nonfinite_<iteration>.pth`` is written.
+        micro_steps: the steps of an iteration of several batches, filled while it runs. The first
+            one that is not finite is reported.
 
     Raises:
         NonFiniteLossError: instead of the FloatingPointError.
@@ -48,16 +48,15 @@ def report_nonfinite_loss(
         return
     except FloatingPointError as error:
         failed = error
-    latest = getattr(model, "latest", None)
-    if latest is None:
+    if not isinstance(model, Distiller) or model.last_step is None:
         raise failed
-    at_fault = [step for step in (*earlier, latest) if not _finite(step)]
-    # A forward that failed in itself has no losses; it is the latest.
-    latest = at_fault[0] if at_fault else latest
-    losses = {name: value.item() for name, value in latest.losses.items()}
+    at_fault = [step for step in (*micro_steps, model.last_step) if not _finite(step)]
+    # A forward that failed in itself has no losses; it is the last one.
+    step = at_fault[0] if at_fault else model.last_step
+    losses = {name: value.item() for name, value in step.losses.items()}
     path = _replay_path(folder, iteration)
-    saved = _write(path, model, latest, {"iteration": iteration, "losses": losses})
-    raise NonFiniteLossError(_describe(latest, iteration, losses, saved, failed)) from failed
+    saved = _write(path, model, step, {"iteration": iteration, "losses": losses})
+    raise NonFiniteLossError(_describe(step, iteration, losses, saved, failed)) from failed
 
 
 def _finite(step: StepRecord) -> bool:
@@ -65,20 +64,20 @@ def _finite(step: StepRecord) -> bool:
 
 
 def _describe(
-    latest: StepRecord,
+    step: StepRecord,
     iteration: int,
     losses: dict[str, float],
     saved: str,
     failed: Exception,
 ) -> str:
     bad = {k: v for k, v in losses.items() if not math.isfinite(v)}
-    images = ", ".join(str(x.get("file_name", "?")) for x in latest.batch)
+    images = ", ".join(str(x.get("file_name", "?")) for x in step.batch)
     if not losses:
         what = f"the student's own forward failed: {failed}"
     elif not bad:
         what = "no loss of this process is at fault; another process reports its own"
     else:
-        levels = {LOSS_PREFIX + k: v for k, v in latest.bad_levels().items() if v}
+        levels = {LOSS_PREFIX + k: v for k, v in step.bad_levels().items() if v}
         what = ", ".join(
             f"{name} is {value}"
             + (f" on level {', '.join(levels[name])}" if name in levels else "")
@@ -96,9 +95,9 @@ def _describe(
 
 
 def _advice(bad: dict[str, float]) -> str:
-    distilled = [name for name in bad if name.startswith(LOSS_PREFIX)]
-    if distilled and len(distilled) == len(bad):
-        keys = [f"DISTILL.{name[len(LOSS_PREFIX):].upper()}.WEIGHT" for name in distilled]
+    detection, distillation = split_losses(bad)
+    if distillation and not detection:
+        keys = [f"DISTILL.{name.upper()}.WEIGHT" for name in distillation]
         return f"Try a smaller {' and '.join(keys)}, or a longer DISTILL.SCHEDULE.WARMUP_ITERS."
     return (
         "Try a smaller SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS, or "
@@ -111,10 +110,10 @@ def _replay_path(folder: str, iteration: int) -> str:
     return os.path.join(folder, f"nonfinite_{iteration:07d}{rank}.pth")
 
 
-def _write(path: str, model: nn.Module, latest: StepRecord, record: dict[str, Any]) -> str:
-    """Write the replay file; says where, or why not (a full disk must not hide the loss)."""
-    record["random"] = latest.random
-    record["batch"] = [_plain(sample) for sample in latest.batch]
+def _write(path: str, model: Distiller, step: StepRecord, record: dict[str, Any]) -> str:
+    """Write the replay file and return where, or why not (a full disk must not hide the loss)."""
+    record["random"] = step.random
+    record["batch"] = [_plain(sample) for sample in step.batch]
     record["model"] = model.student.state_dict()
     record["distill_losses"] = model.distill_losses.state_dict()
     try:
@@ -126,7 +125,7 @@ def _write(path: str, model: nn.Module, latest: StepRecord, record: dict[str, An
 
 
 def _plain(sample: dict[str, Any]) -> dict[str, Any]:
-    """A sample in nothing but tensors and plain values, which weights_only loads."""
+    """A sample in tensors and plain values alone, which weights_only loads."""
     kinds = (torch.Tensor, int, float, str)
     plain = {key: value for key, value in sample.items() if isinstance(value, kinds)}
     if "instances" in sample:
@@ -138,14 +137,15 @@ def _plain(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_replay(path: str) -> dict[str, Any]:
-    """Read what a run with a loss that is not finite left behind.
+    """Read the replay file of a run that stopped at a loss that is not finite.
 
     Args:
         path: of ``nonfinite_<iteration>.pth``.
 
     Returns:
-        dict: "batch" as the data loader gave it, for ``model(batch)``; "random", to be set before;
-        "model" and "distill_losses", the weights of student and adapters; "iteration"; "losses".
+        dict: "batch" as the data loader gave it, for ``model(batch)``; "random", the random states
+        to set before (``d2kd.utils.rng_state.set_random_state``); "model" and "distill_losses",
+        the weights of student and adapters; "iteration"; "losses".
     """
     record = torch.load(path, map_location="cpu", weights_only=True)
     record["batch"] = [_sample(plain) for plain in record["batch"]]

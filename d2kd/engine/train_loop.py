@@ -13,6 +13,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..modeling import Distiller
+from ..structures import StepRecord
 from .hooks import unwrap
 
 __all__ = [
@@ -81,12 +83,12 @@ class AccumulatingTrainer(CheckedTrainer):
         """
         super().__init__(model, data_loader, optimizer, **kwargs)
         self.steps = steps
-        # What a Distiller says of each batch of this step, as far as it has come.
-        self.recent: list[Any] = []
+        # A Distiller's records of this step's batches, as far as it has come.
+        self.micro_steps: list[StepRecord] = []
 
     def run_step(self) -> None:
         assert self.model.training, "[AccumulatingTrainer] model was changed to eval mode!"
-        self.recent.clear()
+        self.micro_steps.clear()
         self.optimizer.zero_grad()
         means: dict[str, Tensor] = {}
         data_time = 0.0
@@ -115,9 +117,9 @@ class AccumulatingTrainer(CheckedTrainer):
 
     def _forward(self, batch: Any) -> dict[str, Tensor]:
         losses = self.model(batch)
-        latest = getattr(unwrap(self.model), "latest", None)
-        if latest is not None:
-            self.recent.append(latest)
+        model = unwrap(self.model)
+        if isinstance(model, Distiller):
+            self.micro_steps.append(model.last_step)
         return losses if isinstance(losses, dict) else {"total_loss": losses}
 
     def _backward(self, loss: Tensor) -> None:

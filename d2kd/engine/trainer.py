@@ -30,6 +30,7 @@ from .base_trainer import BaseTrainer
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
 from .nonfinite import report_nonfinite_loss
+from .train_loop import AccumulatingTrainer
 
 __all__ = ["DistillTrainer"]
 
@@ -84,7 +85,7 @@ class DistillTrainer(BaseTrainer):
         model, trainer = unwrap(self.model), weakref.proxy(self)
         if not self.cfg.DISTILL.ENABLED:
             return build_checkpointer(self.cfg, trainer, model)
-        teacher = model.teacher.identity
+        teacher = model.teacher.fingerprint
         return build_checkpointer(self.cfg, trainer, model.student, model.distill_losses, teacher)
 
     def build_hooks(self) -> list[HookBase]:
@@ -135,8 +136,10 @@ class DistillTrainer(BaseTrainer):
                 hook.after_train()
 
     def run_step(self) -> None:
-        recent = getattr(self._trainer, "recent", ())
-        with report_nonfinite_loss(unwrap(self.model), self.iter, self.cfg.OUTPUT_DIR, recent):
+        loop = self._trainer
+        micro_steps = loop.micro_steps if isinstance(loop, AccumulatingTrainer) else ()
+        folder = self.cfg.OUTPUT_DIR
+        with report_nonfinite_loss(unwrap(self.model), self.iter, folder, micro_steps):
             super().run_step()
 
     def resume_or_load(self, resume: bool = True) -> None:

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Where and how far student and teacher differ, and the losses made of both.
+"""Masks (where), distances (how far), and the distillation losses made of both.
 
 Only the maths (masks and distances) is exported here. The loss modules read
 :mod:`d2kd.structures`, which itself reads the masks: import them from their own files,
@@ -7,7 +7,7 @@ Only the maths (masks and distances) is exported here. The loss modules read
 """
 
 from ..structures import MaskInput
-from .distances import DISTANCE_REGISTRY, absolute, channel_kl, pearson, register_distance, squared
+from .distances import DISTANCE_REGISTRY, absolute, channel_kl, pearson, squared
 from .masks import MASK_REGISTRY, gaussian, register_mask, richness, uniform
 from .normalizer import masked_means
 from .ssim.distance import ssim
@@ -21,7 +21,6 @@ __all__ = [
     "gaussian",
     "masked_means",
     "pearson",
-    "register_distance",
     "register_mask",
     "richness",
     "squared",

@@ -11,21 +11,24 @@ from detectron2.layers import ShapeSpec
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import nn
 
+from ..utils.errors import PairMismatchError
+
 __all__ = ["ADAPTERS", "build_adapters"]
 
 ADAPTERS = ("auto", "none", "1x1", "3x3")
+_KERNELS = {"auto": 1, "1x1": 1, "3x3": 3}
 
 
 def _build_adapter(kind: str, level: str, student: ShapeSpec, teacher: ShapeSpec) -> nn.Module:
     same = student.channels == teacher.channels
     if kind == "none" and not same:
-        raise ValueError(
+        raise PairMismatchError(
             f"level {level} has {student.channels} channels in the student and {teacher.channels} "
             "in the teacher: set DISTILL.FEATURE.ADAPTER to '1x1', '3x3' or 'auto'"
         )
     if kind == "none" or (kind == "auto" and same):
         return nn.Identity()
-    kernel = 3 if kind == "3x3" else 1
+    kernel = _KERNELS[kind]
     conv = nn.Conv2d(student.channels, teacher.channels, kernel, padding=kernel // 2)
     c2_xavier_fill(conv)
     return conv
@@ -52,10 +55,9 @@ def build_adapters(
         nn.ModuleDict: level -> adapter.
 
     Raises:
-        ValueError: unknown kind, or "none" between different numbers of channels.
+        KeyError: for an unknown kind.
+        PairMismatchError: "none" between different numbers of channels.
     """
-    if kind not in ADAPTERS:
-        raise ValueError(f"DISTILL.FEATURE.ADAPTER is {kind!r}; set it to one of {ADAPTERS}")
     return nn.ModuleDict(
         {
             level: _build_adapter(kind, level, student_shapes[level], teacher_shapes[level])

@@ -11,8 +11,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..structures import DistillStep
-from .helpers import bind, check_same_size, full_precision, no_autocast
+from ..structures import DistillStep, LossTerms
+from .helpers import bind, check_same_size, full_precision, no_autocast, weighted_terms
 from .masks import MASK_REGISTRY
 from .normalizer import masked_means, normalizer
 
@@ -67,8 +67,6 @@ class ClassificationLoss(nn.Module):
     Both times temperature^2, logits divided by the temperature.
     """
 
-    name = "cls"
-
     def __init__(
         self,
         *,
@@ -90,7 +88,8 @@ class ClassificationLoss(nn.Module):
 
         Raises:
             KeyError: if the mask is not registered.
-            ValueError: for an unknown distance or parameter.
+            ConfigError: for an unknown parameter of the mask.
+            ValueError: for an unknown distance.
         """
         super().__init__()
         if distance not in DISTANCES:
@@ -100,8 +99,6 @@ class ClassificationLoss(nn.Module):
         self.temperature = temperature
         self.reduce = reduce
         self.mask = None
-        # Of the latest step, detached, for messages: which level a bad loss comes from.
-        self.by_level: dict[str, Tensor] = {}
         self.requires = frozenset({"logits"})
         if where != "positives":
             mask_function = MASK_REGISTRY.get(where)
@@ -109,22 +106,19 @@ class ClassificationLoss(nn.Module):
             self.min_total = mask_function.min_total
             self.requires = frozenset({"dense_logits"}) | mask_function.requires
 
-    def forward(self, step: DistillStep) -> Tensor:
-        """The weighted loss of one batch, a float32 scalar attached to the student's logits.
+    def forward(self, step: DistillStep) -> LossTerms:
+        """The weighted loss of one batch, attached to the student's logits.
 
         Raises:
-            ValueError: if the sizes of a level's logits differ between student and teacher.
+            PairMismatchError: if a level's logits differ in size between student and teacher.
         """
+        factor = self.weight * self.temperature**2
         if self.mask is None:
-            loss = self._positives(step)
-        else:
-            costs, masks = {}, {}
-            for level in step.student.dense_logits:
-                costs[level], masks[level] = self._level(level, step)
-            losses = masked_means(costs, masks, self.min_total, self.reduce)
-            self.by_level = {level: loss.detach() for level, loss in losses.items()}
-            loss = sum(losses.values())
-        return self.weight * self.temperature**2 * loss
+            return LossTerms(factor * self._positives(step), {})
+        costs, masks = {}, {}
+        for level in step.student.dense_logits:
+            costs[level], masks[level] = self._level(level, step)
+        return weighted_terms(masked_means(costs, masks, self.min_total, self.reduce), factor)
 
     def _positives(self, step: DistillStep) -> Tensor:
         """Mean over regions; 0, attached, if there are none."""

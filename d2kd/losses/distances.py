@@ -2,14 +2,12 @@
 """Distances: how far the student's feature map is from the teacher's, at each location.
 
 A distance is a pure function ``(student, teacher, **parameters) -> (N, H, W)``: the mean over
-channels, scaled so that the plain mean over N, H, W is the published loss. Adding one is writing
-it under ``@register_distance``; configs then choose it by its name.
+channels, scaled so that the plain mean over N, H, W is the published loss. To add one, register
+it with ``@DISTANCE_REGISTRY.register()``; configs then choose it by its name.
 
 Shape shorthand in this file:
     N: images in the batch; C, H, W: channels, height and width of a feature level
 """
-
-from collections.abc import Callable
 
 import torch.nn.functional as F
 from fvcore.common.registry import Registry
@@ -20,32 +18,21 @@ __all__ = [
     "absolute",
     "channel_kl",
     "pearson",
-    "register_distance",
     "squared",
 ]
 
 DISTANCE_REGISTRY = Registry("DISTANCE")
 DISTANCE_REGISTRY.__doc__ = """
 Functions ``(student, teacher, **parameters) -> (N, H, W)`` on float32 maps (N, C, H, W) that
-measure how far two feature maps are from each other. Fill it with :func:`register_distance`.
+measure how far two feature maps are from each other. Configs choose one by its name.
 """
 
 
-def register_distance() -> Callable[[Callable], Callable]:
-    """Registers a distance under its function's name."""
-
-    def register(distance: Callable) -> Callable:
-        DISTANCE_REGISTRY.register(distance)
-        return distance
-
-    return register
-
-
-@register_distance()
+@DISTANCE_REGISTRY.register()
 def squared(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared difference: TAR's, FRS's (there summed over channels) and the plain hint's.
 
-    TAR (arXiv 2006.13108) prints a factor 1/2, which belongs to the loss's weight here.
+    TAR (arXiv 2006.13108) prints a factor 1/2, which DISTILL.FEATURE.WEIGHT includes here.
 
     Args:
         student, teacher: (N, C, H, W) float32.
@@ -57,7 +44,7 @@ def squared(student: Tensor, teacher: Tensor) -> Tensor:
     return _mean_over_channels(F.mse_loss(student, teacher, reduction="none"))
 
 
-@register_distance()
+@DISTANCE_REGISTRY.register()
 def absolute(student: Tensor, teacher: Tensor) -> Tensor:
     """Absolute difference, the robust hint.
 
@@ -75,7 +62,7 @@ def _mean_over_channels(x: Tensor) -> Tensor:
     return x.sum(dim=1) / x.shape[1]
 
 
-@register_distance()
+@DISTANCE_REGISTRY.register()
 def pearson(student: Tensor, teacher: Tensor) -> Tensor:
     """One minus the correlation of the channels: half the squared difference of standard scores.
 
@@ -100,13 +87,13 @@ def _standard_score(x: Tensor) -> Tensor:
     return F.batch_norm(x, None, None, training=True, eps=1e-8)
 
 
-@register_distance()
+@DISTANCE_REGISTRY.register()
 def channel_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
     """KL divergence between each channel's distributions over locations, teacher first.
 
     CWD (Shu et al., arXiv 2011.13256, eq. 4; released code): softmax over H x W per image and
     channel, times temperature^2, mean over images and channels. The map is multiplied by H * W,
-    because a mean over locations stands where the KL divergence has its sum.
+    because the loss takes a mean over locations where the KL divergence takes a sum.
 
     Args:
         student, teacher: (N, C, H, W) float32.

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..structures import DistillStep
+from ..structures import DistillStep, LossTerms
+from ..utils.errors import ConfigError
 from .distances import DISTANCE_REGISTRY
-from .helpers import bind, check_same_size, full_precision, no_autocast
+from .helpers import bind, check_same_size, full_precision, no_autocast, weighted_terms
 from .masks import MASK_REGISTRY
 from .normalizer import masked_means
 
@@ -26,8 +27,6 @@ class FeatureLoss(nn.Module):
     TAR is gaussian x squared, FRS richness x squared with summed channels, the structural
     distillation uniform x ssim; any mask goes with any distance.
     """
-
-    name = "feature"
 
     def __init__(
         self,
@@ -53,13 +52,14 @@ class FeatureLoss(nn.Module):
 
         Raises:
             KeyError: if the mask or the distance is not registered.
-            ValueError: for an unknown parameter or value, or without any level.
+            ConfigError: for an unknown parameter, or without any level.
+            ValueError: for an unknown ``channels``.
         """
         super().__init__()
         if channels not in CHANNELS:
             raise ValueError(f"channels must be 'mean' or 'sum', not {channels!r}")
         if not len(adapters):
-            raise ValueError("a feature loss needs at least one level: set DISTILL.FEATURE.LEVELS")
+            raise ConfigError("a feature loss needs at least one level: set DISTILL.FEATURE.LEVELS")
         mask_function = MASK_REGISTRY.get(mask)
         self.weight = weight
         self.sum_channels = channels == "sum"
@@ -69,21 +69,18 @@ class FeatureLoss(nn.Module):
         self.reduce = reduce
         self.distance = bind(DISTANCE_REGISTRY.get(distance), distance_args)
         self.requires = frozenset({"features"}) | mask_function.requires
-        # Of the latest step, detached, for messages: which level a bad loss comes from.
-        self.by_level: dict[str, Tensor] = {}
 
-    def forward(self, step: DistillStep) -> Tensor:
-        """The weighted loss of one batch, a float32 scalar attached to features and adapters.
+    def forward(self, step: DistillStep) -> LossTerms:
+        """The weighted loss of one batch, attached to the student's features and the adapters.
 
         Raises:
-            ValueError: if a level's sizes differ between student and teacher.
+            PairMismatchError: if a level's sizes differ between student and teacher.
         """
         costs, masks = {}, {}
         for level in self.adapters:
             costs[level], masks[level] = self._level(level, step)
         losses = masked_means(costs, masks, self.min_total, self.reduce)
-        self.by_level = {level: loss.detach() for level, loss in losses.items()}
-        return self.weight * sum(losses.values())
+        return weighted_terms(losses, self.weight)
 
     def _level(self, level: str, step: DistillStep) -> tuple[Tensor, Tensor]:
         """Cost and mask of one level, (N, H, W) each."""

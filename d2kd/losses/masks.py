@@ -1,8 +1,8 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Masks: where on a feature level a distance counts, and how much.
 
-A mask is a pure function ``(MaskInput, **parameters) -> (N, H, W)``. Adding one is writing it
-under ``@register_mask``; configs then choose it by its name.
+A mask is a pure function ``(MaskInput, **parameters) -> (N, H, W)``. To add one, register it with
+``@register_mask()``; configs then choose it by its name.
 
 Shape shorthand in this file:
     N: images in the batch; B: ground-truth boxes of all images together
@@ -17,6 +17,7 @@ from fvcore.common.registry import Registry
 from torch import Tensor
 
 from ..structures import MaskInput
+from ..utils.errors import PairMismatchError
 from .helpers import full_precision
 
 __all__ = [
@@ -72,7 +73,7 @@ def gaussian(inputs: MaskInput, *, sigma2: float = 2.0, levels: str = "all") -> 
     ``exp(-(x - x0)^2 / (sigma2 (w / 2)^2) - (y - y0)^2 / (sigma2 (h / 2)^2))`` at the centres of
     the cells, overlapping boxes by maximum. A box less than one cell wide or high counts as one
     cell, so that every box marks at least one. TAR prints its feature loss with a factor 1/2;
-    it belongs to the loss's weight, which the paper does not publish.
+    DISTILL.FEATURE.WEIGHT includes it. The paper does not publish the weight.
 
     Args:
         sigma2: squared width of the Gaussian in half boxes; 2 gives exp(-1/2) = 0.61 at the
@@ -128,23 +129,23 @@ def _own_stride(boxes: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 @register_mask(requires=frozenset({"dense_logits"}), min_total=1e-12)
 def richness(inputs: MaskInput) -> Tensor:
-    """Where the teacher sees something: its best class probability at each location.
+    """The teacher's highest class probability at each location.
 
     FRS (Du et al., arXiv 2111.00674, section 3.2; released code): the maximum over all channels
     (anchors x classes) of the sigmoid of the teacher's dense logits. Soft, without a threshold
-    and without ground truth; FCOS's centerness is left out and RPNs give their objectness.
+    and without ground truth. FCOS's centerness is left out; an RPN's logits are its objectness.
 
     Returns:
         (N, H, W), at least float32.
 
     Raises:
-        ValueError: if the teacher has no dense logits on this level.
+        PairMismatchError: if the teacher has no dense logits on this level.
     """
     logits = inputs.teacher_logits
     if logits is None:
-        raise ValueError(
+        raise PairMismatchError(
             f"the richness mask needs the teacher's dense logits on the level of stride "
-            f"{inputs.stride}, but its dense head does not look at that level: "
-            f"leave it out of DISTILL.FEATURE.LEVELS or choose another mask"
+            f"{inputs.stride}, but its dense head does not read that level: leave the level out "
+            "of DISTILL.FEATURE.LEVELS, or set DISTILL.FEATURE.MASK to another mask"
         )
     return full_precision(logits.detach().amax(dim=1)).sigmoid()

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Means: what a sum over locations or regions is divided by, in one process or in many.
+"""Normalizers: the divisors that make a sum over locations or regions a mean.
 
 Shape shorthand in this file:
     N: images in this process's batch; H, W: height and width of a feature level

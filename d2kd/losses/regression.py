@@ -11,7 +11,8 @@ from detectron2.structures import Boxes
 from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor, nn
 
-from ..structures import DistillStep
+from ..structures import DistillStep, LossTerms
+from ..utils.errors import PairMismatchError
 from .helpers import full_precision, no_autocast
 from .normalizer import normalizer
 
@@ -23,10 +24,11 @@ DISTANCES = ("box_loss", "distribution_kl")
 
 @torch.no_grad()
 def accepted_regions(step: DistillStep, gate: str) -> Tensor:
-    """Which regions the teacher's box is a better target for.
+    """The regions on which the teacher's box is a better target.
 
-    TAR (arXiv 2006.13108): an IoU criterion must prefer the teacher. The abstract's wording
-    compares with the student's box; "proposal" compares with the region itself.
+    TAR (arXiv 2006.13108) accepts a region by an IoU criterion: the teacher's box must be closer
+    to the ground truth. The abstract compares with the student's box; "proposal" compares with
+    the region itself.
 
     Args:
         gate: "student", "proposal" or "none".
@@ -74,8 +76,6 @@ class RegressionLoss(nn.Module):
     sums, with weight 0.25, over the two images of its GPUs: 2 * 0.25 here, for any batch.
     """
 
-    name = "reg"
-
     def __init__(
         self, *, weight: float, gate: str, distance: str, temperature: float, reduce: bool = False
     ):
@@ -103,11 +103,11 @@ class RegressionLoss(nn.Module):
         requires = {"box_bins"} if distance == "distribution_kl" else {"deltas"}
         self.requires = frozenset(requires if gate == "none" else requires | {"deltas"})
 
-    def forward(self, step: DistillStep) -> Tensor:
-        """The weighted loss of one batch, a float32 scalar attached to the student's boxes."""
+    def forward(self, step: DistillStep) -> LossTerms:
+        """The weighted loss of one batch, attached to the student's boxes."""
         with no_autocast(step.regions):
             loss = self._box_loss if self.distance == "box_loss" else self._distribution_kl
-            return self.weight * loss(step)
+            return LossTerms(self.weight * loss(step), {})
 
     def _box_loss(self, step: DistillStep) -> Tensor:
         student, teacher = step.student.deltas, step.teacher.deltas
@@ -120,7 +120,7 @@ class RegressionLoss(nn.Module):
     def _distribution_kl(self, step: DistillStep) -> Tensor:
         student, teacher = step.student.box_bins, step.teacher.box_bins
         if student is None or teacher is None:
-            raise ValueError(
+            raise PairMismatchError(
                 "distribution_kl needs detectors that predict box-edge distributions (GFL): "
                 "set DISTILL.REG.DISTANCE to 'box_loss'"
             )

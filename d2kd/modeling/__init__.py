@@ -1,18 +1,19 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Floor 4: detectors, and how a student and its teacher are run side by side."""
+"""Detectors, and the meta-architecture that runs a student and its teacher on each batch."""
 
 from . import backbone  # noqa: F401  registers timm's networks
-from .distiller import LOSS_PREFIX, Distiller
+from .distiller import LOSS_PREFIX, Distiller, split_losses
 from .meta_arch import fcos, gfl  # noqa: F401  registers meta-architectures
 from .paired_forward import dense, rcnn  # noqa: F401  registers the paired forwards
-from .paired_forward.registry import register_paired_forward
+from .paired_forward.registry import PAIR_FORWARD_REGISTRY
 from .roi_heads import SharedProposalROIHeads
 from .teacher import FrozenTeacher
 
 __all__ = [
     "LOSS_PREFIX",
+    "PAIR_FORWARD_REGISTRY",
     "Distiller",
     "FrozenTeacher",
     "SharedProposalROIHeads",
-    "register_paired_forward",
+    "split_losses",
 ]

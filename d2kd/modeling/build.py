@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Building the two detectors: the student from the config, the teacher from its own, complete."""
+"""Building the two detectors: the student from its config, the teacher from its own."""
 
 import os
 
@@ -10,8 +10,10 @@ from torch import nn
 
 from ..checkpoint.weights import load_weights_strict, resolve_weights
 from ..config.defaults import add_d2kd_config
+from ..config.detectors import find_detector
 from ..config.load import merge_file
 from ..model_zoo import find_config_file
+from ..utils.errors import ConfigError, PairMismatchError, WeightsError
 from ..utils.files import sha256
 from .compatibility import check_two_stage
 from .teacher import FrozenTeacher
@@ -20,15 +22,19 @@ __all__ = ["build_student", "build_teacher", "read_teacher_config"]
 
 
 def build_student(cfg: CfgNode) -> nn.Module:
-    """The student of ``cfg.MODEL`` with ROI heads that share what they predict.
+    """The student of ``cfg.MODEL``; a two-stage one has ROI heads that return their predictions.
 
     Its parameters, their names and their initial values are those of the stock model.
+
+    Raises:
+        PairMismatchError: its proposals cannot be shared with a teacher.
     """
-    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+    row = find_detector(cfg)
+    if row is None or not row.two_stage:
         return build_model(cfg)
     check_two_stage(cfg, "the student's")
     if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
-        raise ValueError(
+        raise PairMismatchError(
             "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES moves the proposals that student and teacher "
             "share: set it to False"
         )
@@ -42,18 +48,18 @@ def read_teacher_config(cfg: CfgNode) -> CfgNode:
     """The teacher's own config, with MODEL.WEIGHTS resolved and on the student's device.
 
     Raises:
-        FileNotFoundError: DISTILL.TEACHER.CONFIG_FILE is neither a file nor a model-zoo name, or
-            there are no weights for it.
+        ConfigError: DISTILL.TEACHER.CONFIG_FILE is neither a file nor a model-zoo name.
+        WeightsError: the model zoo has no weights for it.
     """
     name = cfg.DISTILL.TEACHER.CONFIG_FILE
     if not name:
-        raise ValueError(
+        raise ConfigError(
             "DISTILL.TEACHER.CONFIG_FILE is empty: set it to a model-zoo name "
             "('COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml') or to the path of a yaml file"
         )
     teacher_cfg = get_cfg()
     add_d2kd_config(teacher_cfg)
-    # A file of one's own may not run code; what is installed with Detectron2 may.
+    # A user's file may not run code; a file installed with Detectron2 may.
     named_by, own = "DISTILL.TEACHER.CONFIG_FILE", os.path.isfile(name)
     merge_file(teacher_cfg, name if own else _find_in_zoo(name), named_by, trusted=not own)
     teacher_cfg.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or _zoo_weights(name)
@@ -66,9 +72,9 @@ def _find_in_zoo(name: str) -> str:
     try:
         return find_config_file(name) or get_config_file(name)
     except RuntimeError as error:
-        raise FileNotFoundError(
+        raise ConfigError(
             f"DISTILL.TEACHER.CONFIG_FILE {name!r} is neither a file (seen from {os.getcwd()}) nor "
-            "the name of a config in d2kd's or Detectron2's model zoo"
+            "the name of a config in d2kd's or Detectron2's model zoo: set it to one of these"
         ) from error
 
 
@@ -76,34 +82,49 @@ def _zoo_weights(name: str) -> str:
     try:
         return get_checkpoint_url(name)
     except RuntimeError as error:
-        raise FileNotFoundError(
+        raise WeightsError(
             f"there are no model-zoo weights for {name!r}: set DISTILL.TEACHER.WEIGHTS to the "
             "path, URL or detectron2:// address of the teacher's checkpoint"
         ) from error
 
 
-def build_teacher(teacher_cfg: CfgNode, student_format: str) -> FrozenTeacher:
+def build_teacher(
+    teacher_cfg: CfgNode,
+    student_format: str,
+    *,
+    layout: str = "channels_first",
+    compiled: bool = False,
+    precision: str = "student",
+) -> FrozenTeacher:
     """Build the teacher and load every one of its weights, or stop.
 
     Args:
         teacher_cfg: from ``read_teacher_config``.
         student_format: INPUT.FORMAT in which the batches are read.
+        layout, compiled, precision: of ``FrozenTeacher``.
 
     Raises:
         FileNotFoundError: the weights are not there.
-        ValueError: a weight of the teacher is missing in the file or has another shape, or the
-            teacher's INPUT.FORMAT cannot be made from the student's.
+        WeightsError: a weight of the teacher is missing in the file or has another shape.
+        PairMismatchError: the teacher's INPUT.FORMAT cannot be made from the student's.
     """
     formats = {student_format, teacher_cfg.INPUT.FORMAT}
     if len(formats) > 1 and formats != {"RGB", "BGR"}:
-        raise ValueError(
+        raise PairMismatchError(
             f"the teacher reads {teacher_cfg.INPUT.FORMAT} images and the student "
             f"{student_format}: set INPUT.FORMAT to {teacher_cfg.INPUT.FORMAT!r}"
         )
     weights = teacher_cfg.MODEL.WEIGHTS
     path = resolve_weights(weights, "DISTILL.TEACHER.WEIGHTS")
     # Of the very file that is read next: it may be replaced while the student trains.
-    identity = {"weights": weights, "sha256": sha256(path)}
+    fingerprint = {"weights": weights, "sha256": sha256(path)}
     model = build_model(teacher_cfg)
     load_weights_strict(model, weights, path, "teacher")
-    return FrozenTeacher(model, swap_channels=len(formats) > 1, identity=identity)
+    return FrozenTeacher(
+        model,
+        swap_channels=len(formats) > 1,
+        layout=layout,
+        compiled=compiled,
+        precision=precision,
+        fingerprint=fingerprint,
+    )

@@ -1,23 +1,22 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """From the DISTILL.* keys to loss modules: the only place where a loss meets a config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..config.defaults import LOSS_NAMES
 from ..losses.adapters import build_adapters
 from ..losses.classification import ClassificationLoss
 from ..losses.feature import FeatureLoss
 from ..losses.regression import RegressionLoss
 from .compatibility import check_dense_levels, check_levels
 
-__all__ = ["build_distill_losses"]
+__all__ = ["build_distill_losses", "union_of_requires"]
 
 
 def _parameters(node: CfgNode, name: str) -> dict[str, object]:
-    """What the config says to a registered mask or distance: its node, with lower-case names."""
+    """The parameters of a registered mask or distance: its node, with lower-case names."""
     return {key.lower(): value for key, value in node.get(name.upper(), {}).items()}
 
 
@@ -78,12 +77,12 @@ def build_distill_losses(cfg: CfgNode, student: nn.Module, teacher: nn.Module) -
         student, teacher: the detectors, for the shapes of their feature levels.
 
     Raises:
-        ValueError: DISTILL.LOSSES is empty or names an unknown loss, or a loss's keys do not fit.
+        ConfigError, PairMismatchError: a loss's keys do not fit the detectors.
     """
-    names = list(cfg.DISTILL.LOSSES)
-    if not names or set(names) - set(LOSS_NAMES):
-        raise ValueError(
-            f"DISTILL.LOSSES is {names}: set it to one or more of {list(LOSS_NAMES)}, or set "
-            "DISTILL.ENABLED False to train without a teacher"
-        )
+    names = cfg.DISTILL.LOSSES
     return nn.ModuleDict({name: _BUILDERS[name](cfg, student, teacher) for name in names})
+
+
+def union_of_requires(losses: Iterable[nn.Module]) -> frozenset[str]:
+    """What any of these losses reads of the teacher."""
+    return frozenset().union(*(loss.requires for loss in losses))

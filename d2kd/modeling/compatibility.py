@@ -7,28 +7,17 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..config import get_value
-from ..data import num_classes_key
+from ..config.detectors import Detector, get_detector
+from ..utils.errors import ConfigError, PairMismatchError
 
 __all__ = ["check_dense_levels", "check_levels", "check_pair", "check_two_stage"]
 
-# The part of a config that gives the same regions the same meaning in both detectors. A detector
-# of one's own has no entry: its observer is trusted.
-_ANCHOR_KEYS = (
-    "MODEL.ANCHOR_GENERATOR.SIZES",
-    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
-    "MODEL.ANCHOR_GENERATOR.OFFSET",
-)
-_BOX_KEYS = {
-    "GeneralizedRCNN": ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",),
-    "RetinaNet": ("MODEL.RETINANET.BBOX_REG_WEIGHTS", *_ANCHOR_KEYS),
-    "FCOS": (),
-    "GFL": ("MODEL.GFL.REG_MAX", "MODEL.ANCHOR_GENERATOR.OFFSET"),
-}
-_DENSE_LEVEL_KEYS = {
-    "GeneralizedRCNN": "MODEL.RPN.IN_FEATURES",
-    "RetinaNet": "MODEL.RETINANET.IN_FEATURES",
-    "FCOS": "MODEL.FCOS.IN_FEATURES",
-    "GFL": "MODEL.GFL.IN_FEATURES",
+# What to set where a detector's heads do not give an output that the losses require.
+_WITHOUT = {
+    "dense_logits": "DISTILL.FEATURE.MASK and DISTILL.CLS.WHERE to masks that do not read them",
+    "logits": "DISTILL.LOSSES to a list without 'cls'",
+    "deltas": "DISTILL.LOSSES to a list without 'reg'",
+    "box_bins": "DISTILL.REG.DISTANCE to 'box_loss'",
 }
 
 
@@ -36,7 +25,7 @@ def _check_keys(cfg: CfgNode, teacher_cfg: CfgNode, keys: Iterable[str], why: st
     for key in keys:
         ours, theirs = get_value(cfg, key), get_value(teacher_cfg, key)
         if ours != theirs:
-            raise ValueError(
+            raise PairMismatchError(
                 f"{key} is {ours} for the student and {theirs} for the teacher, but {why}: set "
                 f"{key} to {theirs}, or choose another DISTILL.TEACHER.CONFIG_FILE"
             )
@@ -50,28 +39,34 @@ def check_pair(cfg: CfgNode, teacher_cfg: CfgNode, requires: frozenset[str]) -> 
         requires: what the losses read from the teacher (``RequiredOutputs.requires``).
 
     Raises:
-        ValueError: names the key, both values, and what to set it to.
+        ConfigError: the detector does not give what the losses require.
+        PairMismatchError: names the key, both values, and what to set it to.
     """
-    family, heads = cfg.MODEL.META_ARCHITECTURE, requires - {"features"}
-    two_stage, union = family == "GeneralizedRCNN", cfg.DISTILL.PROPOSALS == "union"
-    if union and not two_stage:
-        raise ValueError(f"{family} has no proposals: set DISTILL.PROPOSALS to 'student'")
-    if "box_bins" in heads and family in _BOX_KEYS and family != "GFL":
-        raise ValueError(f"{family} has no box-edge bins: set DISTILL.REG.DISTANCE to 'box_loss'")
+    row, heads = get_detector(cfg), requires - {"features"}
+    union = cfg.DISTILL.PROPOSALS == "union"
+    if union and not row.two_stage:
+        raise ConfigError(f"{row.name} has no proposals: set DISTILL.PROPOSALS to 'student'")
+    for lacking in sorted(heads - row.outputs):
+        raise ConfigError(f"{row.name} has no {lacking}: set {_WITHOUT[lacking]}")
     if not heads and not union:
         return
     why = "the enabled losses compare their heads"
     _check_keys(cfg, teacher_cfg, ["MODEL.META_ARCHITECTURE"], why)
-    if two_stage:
+    if row.two_stage:
         check_two_stage(teacher_cfg, "the teacher's")
-    if heads & {"logits", "deltas"} or (heads and not two_stage):
-        _check_keys(cfg, teacher_cfg, filter(None, [num_classes_key(cfg)]), why)
-    if family in _DENSE_LEVEL_KEYS and ("dense_logits" in heads or not two_stage):
-        keys = [_DENSE_LEVEL_KEYS[family]]
-        anchors = _ANCHOR_KEYS if family in ("GeneralizedRCNN", "RetinaNet") else ()
-        _check_keys(cfg, teacher_cfg, [*keys, *anchors], why)
+    _check_keys(cfg, teacher_cfg, _keys_that_must_agree(row, heads), why)
     if heads & {"logits", "deltas", "box_bins"}:
-        _check_keys(cfg, teacher_cfg, _BOX_KEYS.get(family, ()), "they must mean the same box")
+        _check_keys(cfg, teacher_cfg, row.box_keys, "they must mean the same box")
+
+
+def _keys_that_must_agree(row: Detector, heads: frozenset[str]) -> list[str]:
+    """The keys that give the compared outputs the same classes, levels and anchors."""
+    keys = []
+    if heads & {"logits", "deltas"} or (heads and not row.two_stage):
+        keys.append(row.num_classes_key)
+    if "dense_logits" in heads or not row.two_stage:
+        keys += [row.dense_levels_key, *row.anchor_keys]
+    return [key for key in keys if key]
 
 
 def check_two_stage(cfg: CfgNode, whose: str) -> None:
@@ -82,7 +77,7 @@ def check_two_stage(cfg: CfgNode, whose: str) -> None:
         whose: "the student's" or "the teacher's", for the message.
 
     Raises:
-        ValueError: names the key and the value it must have.
+        PairMismatchError: names the key and the value it must have.
     """
     standard = {
         "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
@@ -93,7 +88,7 @@ def check_two_stage(cfg: CfgNode, whose: str) -> None:
     for key, value in standard.items():
         found = get_value(cfg, key)
         if found is not None and found != value:
-            raise ValueError(f"{whose} {key} is {found!r}: set it to {value!r}")
+            raise PairMismatchError(f"{whose} {key} is {found!r}: set it to {value!r}")
 
 
 def check_dense_levels(cfg: CfgNode, levels: Iterable[str]) -> None:
@@ -104,12 +99,12 @@ def check_dense_levels(cfg: CfgNode, levels: Iterable[str]) -> None:
         levels: that are distilled.
 
     Raises:
-        ValueError: names the levels without, and the key.
+        ConfigError: names the levels without, and the key.
     """
-    key = _DENSE_LEVEL_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    key = get_detector(cfg).dense_levels_key
     lacking = sorted(set(levels) - set(get_value(cfg, key))) if key else []
     if lacking:
-        raise ValueError(
+        raise ConfigError(
             f"the mask {cfg.DISTILL.FEATURE.MASK!r} reads the dense head, which does not look at "
             f"{lacking}: set DISTILL.FEATURE.LEVELS to some of {key}, {get_value(cfg, key)}"
         )
@@ -123,7 +118,7 @@ def check_levels(levels: Iterable[str], student: nn.Module, teacher: nn.Module) 
         student, teacher: detectors with a ``backbone`` of ``output_shape()``.
 
     Raises:
-        ValueError: names the level and the key.
+        PairMismatchError: names the level and the key.
     """
     shapes = {
         "student": student.backbone.output_shape(),
@@ -132,19 +127,22 @@ def check_levels(levels: Iterable[str], student: nn.Module, teacher: nn.Module) 
     for level in levels:
         for who, shape in shapes.items():
             if level not in shape:
-                raise ValueError(
+                raise PairMismatchError(
                     f"the {who} has no feature level {level!r}: set DISTILL.FEATURE.LEVELS to some "
                     f"of {sorted(shape)}"
                 )
         strides = {who: shape[level].stride for who, shape in shapes.items()}
         if len(set(strides.values())) > 1:
-            raise ValueError(f"level {level!r} in DISTILL.FEATURE.LEVELS has the strides {strides}")
+            raise PairMismatchError(
+                f"level {level!r} in DISTILL.FEATURE.LEVELS has the strides {strides}: set "
+                "DISTILL.FEATURE.LEVELS to levels of equal strides"
+            )
     pads = {
         "student": student.backbone.size_divisibility,
         "teacher": teacher.backbone.size_divisibility,
     }
     if len(set(pads.values())) > 1:
-        raise ValueError(
+        raise PairMismatchError(
             f"the backbones pad images to multiples of {pads}, so their features do not align: "
             "choose another DISTILL.TEACHER.CONFIG_FILE"
         )

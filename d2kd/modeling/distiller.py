@@ -1,28 +1,45 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The meta-architecture in which a frozen teacher and a trainable student live together."""
+"""The meta-architecture that a frozen teacher and a trainable student share."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from ..config.defaults import PROPOSALS
-from ..structures import DistillStep
+from ..config.validation import check_config
+from ..structures import DistillStep, LossTerms, StepRecord
+from ..utils.rng_state import get_random_state
 from .build import build_student, build_teacher, read_teacher_config
-from .build_losses import build_distill_losses
+from .build_losses import build_distill_losses, union_of_requires
 from .compatibility import check_pair
 from .paired_forward.registry import PairForward, RequiredOutputs, get_paired_forward
-from .step_record import StepRecord
 from .teacher import FrozenTeacher
 
-__all__ = ["LOSS_PREFIX", "Distiller", "LossHook"]
+__all__ = ["LOSS_PREFIX", "Distiller", "LossHook", "split_losses"]
 
 # Before a distillation loss's name in what ``forward`` returns; the console prints "loss" ones.
 LOSS_PREFIX = "loss_distill_"
-# Called with (loss module, step); returns {LOSS_PREFIX + name: scaled loss}.
-LossHook = Callable[[nn.Module, DistillStep], dict[str, Tensor]]
+# Called with (loss module, step); returns the module's terms, scaled.
+LossHook = Callable[[nn.Module, DistillStep], LossTerms]
+
+Value = TypeVar("Value")
+
+
+def split_losses(losses: dict[str, Value]) -> tuple[dict[str, Value], dict[str, Value]]:
+    """Split what ``Distiller.forward`` returns, or its logged values.
+
+    Returns:
+        the detection losses by their key; the distillation losses by name, without LOSS_PREFIX.
+    """
+    detection = {key: x for key, x in losses.items() if not key.startswith(LOSS_PREFIX)}
+    distillation = {
+        key[len(LOSS_PREFIX) :]: x for key, x in losses.items() if key.startswith(LOSS_PREFIX)
+    }
+    return detection, distillation
 
 
 @META_ARCH_REGISTRY.register()
@@ -31,7 +48,10 @@ class Distiller(nn.Module):
 
     Only what ``forward`` returns is summed, scaled by AMP and seen by DDP, so the loss hooks run
     inside it: they are registered here by name, and each is called with its loss module and the
-    step both detectors answered for. In eval mode this is the student and nothing else.
+    step as both detectors saw it. In eval mode this is the student and nothing else.
+
+    Attributes:
+        last_step: what the latest training forward saw and gave; None before the first.
     """
 
     @configurable
@@ -48,39 +68,42 @@ class Distiller(nn.Module):
         Args:
             student: the detector to train, from ``build_student``.
             teacher: frozen, complete.
-            distill_losses: loss name -> module with ``requires`` and ``forward(step)``.
+            distill_losses: loss name -> module with ``requires`` and ``forward(step)``, which
+                returns LossTerms.
             forward_pair: runs both on a batch (``get_paired_forward``).
             proposals: "student" or "union"; two-stage detectors only.
         """
         super().__init__()
-        if proposals not in PROPOSALS:
-            raise ValueError(f"DISTILL.PROPOSALS is {proposals!r}: set it to one of {PROPOSALS}")
         self.student = student
         self.teacher = teacher
         self.distill_losses = distill_losses
         self.forward_pair = forward_pair
-        requires = frozenset().union(*(loss.requires for loss in distill_losses.values()))
-        self.required = RequiredOutputs(requires, proposals)
+        self.required = RequiredOutputs(union_of_requires(distill_losses.values()), proposals)
         self._loss_hooks: dict[str, LossHook] = {}
         self._finished: set[str] = set()
         teacher.reuse_student_inputs(student)
-        self.latest: StepRecord | None = None
+        self.last_step: StepRecord | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        forward_pair = get_paired_forward(cfg.MODEL.META_ARCHITECTURE)
+        check_config(cfg)
+        forward_pair = get_paired_forward(cfg)
         teacher_cfg = read_teacher_config(cfg)
         student = build_student(cfg)
         # The student's random streams must not depend on its having a teacher: a distilled run
         # and its baseline with the same seed start alike and see the same batches. Weights are
         # drawn on the CPU; forking a GPU's stream would open every GPU in every process.
         with torch.random.fork_rng(devices=[]):
-            teacher = build_teacher(teacher_cfg, cfg.INPUT.FORMAT)
             node = cfg.DISTILL.TEACHER
-            teacher.arrange(node.LAYOUT, node.COMPILE, node.PRECISION)
+            teacher = build_teacher(
+                teacher_cfg,
+                cfg.INPUT.FORMAT,
+                layout=node.LAYOUT,
+                compiled=node.COMPILE,
+                precision=node.PRECISION,
+            )
             losses = build_distill_losses(cfg, student, teacher.model)
-        requires = frozenset().union(*(loss.requires for loss in losses.values()))
-        check_pair(cfg, teacher_cfg, requires)
+        check_pair(cfg, teacher_cfg, union_of_requires(losses.values()))
         return {
             "student": student,
             "teacher": teacher,
@@ -116,26 +139,35 @@ class Distiller(nn.Module):
         """Losses in training (dict of scalars), the student's detections in eval mode."""
         if not self.training:
             return self.student(batch)
-        self.latest = StepRecord(batch)
+        self.last_step = StepRecord(batch, get_random_state())
         if self._finished == set(self.distill_losses) and self.required.proposals == "student":
-            return self._forward_without_teacher(batch)
-        losses, step = self.forward_pair(self.student, self.teacher, batch, self.required)
-        for name, loss_module in self.distill_losses.items():
-            losses.update(self._get_hook(name)(loss_module, step))
-        self.latest.losses = {name: loss.detach() for name, loss in losses.items()}
-        self.latest.by_level = {
-            name: getattr(module, "by_level", {}) for name, module in self.distill_losses.items()
-        }
+            losses, per_level = self._forward_without_teacher(batch), {}
+        else:
+            losses, per_level = self._forward_with_teacher(batch)
+        detached = {name: loss.detach() for name, loss in losses.items()}
+        self.last_step = dataclasses.replace(
+            self.last_step, losses=detached, losses_per_level=per_level
+        )
         return losses
+
+    def _forward_with_teacher(
+        self, batch: list[dict]
+    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """All losses, and the distillation losses' terms by level."""
+        losses, step = self.forward_pair(self.student, self.teacher, batch, self.required)
+        per_level = {}
+        for name, loss_module in self.distill_losses.items():
+            terms = self._get_hook(name)(loss_module, step)
+            losses[LOSS_PREFIX + name] = terms.total
+            per_level[name] = terms.per_level
+        return losses, per_level
 
     def _forward_without_teacher(self, batch: list[dict]) -> dict[str, Tensor]:
         """The same keys, and zeros that keep every adapter in the graph: DDP waits for them all."""
         losses = self.student(batch)
         zero = sum(losses.values()).detach() * 0
         for name, module in self.distill_losses.items():
-            nothing = sum((p.sum() * 0 for p in module.parameters()), zero)
-            losses[LOSS_PREFIX + name] = nothing
-        self.latest.losses = {name: loss.detach() for name, loss in losses.items()}
+            losses[LOSS_PREFIX + name] = sum((p.sum() * 0 for p in module.parameters()), zero)
         return losses
 
     def _get_hook(self, name: str) -> LossHook:

@@ -1,19 +1,18 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The frozen teacher: a detector that never trains, never moves, and answers only when asked.
+"""The frozen teacher: a detector that is never trained and runs only what the losses require.
 
 Shape shorthand in this file:
     N: images; C, H, W: channels, height and width of a feature level
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from detectron2.structures import ImageList
 from torch import Tensor, nn
-
-from .precision import call_in
 
 __all__ = ["FrozenTeacher"]
 
@@ -28,58 +27,50 @@ class FrozenTeacher(nn.Module):
         model: nn.Module,
         *,
         swap_channels: bool = False,
-        identity: dict[str, str] | None = None,
+        layout: str = "channels_first",
+        compiled: bool = False,
+        precision: str = "student",
+        fingerprint: dict[str, str] | None = None,
     ):
         """
+        Layout, compilation and precision change the computed values by rounding alone.
+
         Args:
             model: a detector with its weights loaded.
             swap_channels: the batch is read in the student's INPUT.FORMAT and the teacher's is the
                 other of RGB and BGR.
-            identity: "weights" and "sha256" of the file that was loaded.
+            layout: DISTILL.TEACHER.LAYOUT; "auto" is channels_last on a CPU, whose convolutions
+                otherwise copy their inputs into that layout and their outputs back.
+            compiled: run the backbone through torch.compile, with its weights as constants.
+            precision: DISTILL.TEACHER.PRECISION.
+            fingerprint: "weights" and "sha256" of the file that was loaded.
         """
         super().__init__()
         self.model = model.requires_grad_(False)
         self.swap_channels = swap_channels
-        self.identity = identity or {}
+        self.fingerprint = fingerprint or {}
         self._reuses_student_inputs = False
-        self._channels_last = False
-        self._precision = "student"
-        self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
+        self._precision = precision
+        on_cpu = model.device.type == "cpu"
+        if on_cpu and precision == "float16":
+            logger.warning(
+                "CPUs emulate float16, which takes many times as long as float32: set "
+                "DISTILL.TEACHER.PRECISION to 'bfloat16'"
+            )
+        self._channels_last = layout == "channels_last" or (layout == "auto" and on_cpu)
+        if self._channels_last:
+            model.to(memory_format=torch.channels_last)
+        # The method and not the module, which would be a second name of the same weights.
+        run = model.backbone.forward
+        self._backbone = torch.compile(run, options={"freezing": True}) if compiled else None
         self.train(False)
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
         """Stay in eval mode: ``train()`` of the module around it must not reach the teacher."""
         return super().train(False)
 
-    def arrange(
-        self, layout: str, compiled: bool = False, precision: str = "student"
-    ) -> "FrozenTeacher":
-        """Choose how the same is computed: values change by rounding alone.
-
-        Args:
-            layout: DISTILL.TEACHER.LAYOUT; "auto" is channels_last on a CPU, whose convolutions
-                otherwise copy their inputs into it and their outputs back.
-            compiled: run the backbone through torch.compile, with its weights as constants.
-            precision: DISTILL.TEACHER.PRECISION.
-        """
-        on_cpu = self.model.device.type == "cpu"
-        self._channels_last = layout == "channels_last" or (layout == "auto" and on_cpu)
-        self._precision = precision
-        if on_cpu and precision == "float16":
-            logger.warning(
-                "CPUs emulate float16, which takes many times as long as float32: set "
-                "DISTILL.TEACHER.PRECISION to 'bfloat16'"
-            )
-        if self._channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        if compiled:
-            # The method and not the module, which would be a second name of the same weights.
-            run = self.model.backbone.forward
-            self._compiled = torch.compile(run, options={"freezing": True})
-        return self
-
     def reuse_student_inputs(self, student: nn.Module) -> None:
-        """From now on take the student's prepared images, if that changes nothing."""
+        """From now on take the student's prepared images, if both prepare them alike."""
         ours, theirs = self.model, student
         padding = [
             (x.backbone.size_divisibility, getattr(x.backbone, "padding_constraints", None))
@@ -94,7 +85,6 @@ class FrozenTeacher(nn.Module):
             and torch.equal(ours.pixel_std, theirs.pixel_std)
         )
 
-    @torch.no_grad()
     def features(self, batch: list[dict], prepared: ImageList | None = None) -> dict[str, Tensor]:
         """Backbone features of a batch, prepared by the teacher's own statistics and padding.
 
@@ -107,13 +97,47 @@ class FrozenTeacher(nn.Module):
         """
         images = prepared
         if prepared is None or not self._reuses_student_inputs:
-            if self.swap_channels:
-                batch = [{"image": x["image"].flip(0)} for x in batch]
-            images = self.model.preprocess_image(batch)
+            images = self.preprocess(batch)
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
-        backbone = self._compiled or self.model.backbone
-        return self.call(backbone, images.tensor.contiguous(memory_format=layout))
+        with self.computing():
+            backbone = self._backbone or self.model.backbone
+            features = backbone(images.tensor.contiguous(memory_format=layout))
+        return self.as_float32(features)
 
-    def call(self, part: Callable, *inputs: Any) -> Any:
-        """``part(*inputs)``, a part of the model, in DISTILL.TEACHER.PRECISION; see ``call_in``."""
-        return call_in(self._precision, self.model.device.type, part, *inputs)
+    def preprocess(self, batch: list[dict]) -> ImageList:
+        """The batch normalised and padded as the teacher was trained."""
+        if self.swap_channels:
+            batch = [{"image": x["image"].flip(0)} for x in batch]
+        return self.model.preprocess_image(batch)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """No gradients, and DISTILL.TEACHER.PRECISION: run parts of ``model`` inside.
+
+        Weights stay float32: casting them at each call takes no measurable time beside what is
+        computed with them, normalisation layers keep their precision on every device, and what a
+        student inherits is exact. Converting them was as fast and as far from float32.
+        """
+        device, precision = self.model.device.type, self._precision
+        with torch.no_grad():
+            if precision == "student":  # as the code around it: half under SOLVER.AMP
+                yield
+                return
+            half = precision != "float32"
+            dtype = getattr(torch, precision) if half else None
+            with torch.autocast(device, dtype, enabled=half):
+                yield
+
+    def as_float32(self, outputs: Any) -> Any:
+        """What a part gave, in float32; as it is where the precision is the student's.
+
+        Args:
+            outputs: a tensor, or a dict or sequence of outputs.
+        """
+        if self._precision == "student":
+            return outputs
+        if isinstance(outputs, Tensor):
+            return outputs.float()
+        if isinstance(outputs, dict):
+            return {name: self.as_float32(value) for name, value in outputs.items()}
+        return [self.as_float32(value) for value in outputs]

@@ -34,8 +34,11 @@ def _cfg():
         ("DISTILL: {FEATURE: {WEIGHT: 2}}", ["DISTILL.FEATURE.WEIGHT", "2.0, not 2"]),
         ("DISTILL: {LOSSES: feature}", ["Type mismatch", "DISTILL.LOSSES"]),
         ("MODEL:", ["MODEL is None, but it is a group of keys"]),
-        ("SOLVER: {MAX_ITER: 5", ["no yaml", "line 1"]),
-        ("SOLVER: !!python/object/apply:os.getcwd []", ["no yaml of plain values", "os.getcwd"]),
+        ("SOLVER: {MAX_ITER: 5", ["not a yaml file", "line 1"]),
+        (
+            "SOLVER: !!python/object/apply:os.getcwd []",
+            ["not a yaml file of plain values", "os.getcwd"],
+        ),
         ("- SOLVER", ["holds no keys"]),
         ("", ["holds no keys"]),
     ],
@@ -50,10 +53,10 @@ def test_file(tmp_path, text, words):
 
 
 def test_file_that_is_absent(tmp_path):
-    with pytest.raises(FileNotFoundError, match="--config-file nowhere.yaml is not there .seen"):
+    with pytest.raises(ConfigError, match="--config-file nowhere.yaml is not there .seen"):
         merge_file(_cfg(), "nowhere.yaml")
     (tmp_path / "mine.yaml").write_text('_BASE_: "Base-absent.yaml"')
-    with pytest.raises(FileNotFoundError, match="mine.yaml: a file of its _BASE_ .*Base-absent"):
+    with pytest.raises(ConfigError, match="mine.yaml: a file of its _BASE_ .*Base-absent"):
         merge_file(_cfg(), str(tmp_path / "mine.yaml"))
 
 
@@ -104,8 +107,8 @@ def test_a_dotted_key_has_a_value_or_none():
     [
         (["DISTILL.CLS.TEMPRATURE", "2.0"], ["Did you mean 'DISTILL.CLS.TEMPERATURE'?"]),
         (["MODEL.NOWHERE.AT_ALL", "1"], ["MODEL.NOWHERE.AT_ALL"]),
-        (["SOLVER.MAX_ITER", "5", "--resume"], ["--resume stands", "before the first KEY"]),
-        (["SOLVER.MAX_ITER"], ["pairs KEY VALUE", "1"]),
+        (["SOLVER.MAX_ITER", "5", "--resume"], ["--resume comes after", "before the first KEY"]),
+        (["SOLVER.MAX_ITER"], ["pairs of KEY VALUE", "1"]),
         (["SOLVER.MAX_ITER", "ten"], ["Type mismatch", "ten", "SOLVER.MAX_ITER"]),
     ],
 )

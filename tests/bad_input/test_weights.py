@@ -55,7 +55,7 @@ def test_the_model_zoos_pickles_are_read(tmp_path, teacher_files):
     wide = ["MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "MODEL.FPN.OUT_CHANNELS", 24]
     cfg = distill_cfg((teacher_files[0], _zoo_file(tmp_path, *wide)))
     teacher = build_teacher(read_teacher_config(cfg), "BGR")
-    assert teacher.identity["weights"].endswith("zoo.pkl")
+    assert teacher.fingerprint["weights"].endswith("zoo.pkl")
     for protocol in (1, 2, 4):
         content = {"a": np.float64(3.0), "b": np.zeros((2, 3), np.float16), "c": [1, "x", None]}
         (tmp_path / "old.pkl").write_bytes(pickle.dumps(content, protocol=protocol))

@@ -8,6 +8,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from d2kd.engine import DistillLossHook, LossRatioHook, build_distill_hooks
+from d2kd.structures import LossTerms
 from tests.common.helpers import plain_cfg
 
 
@@ -21,8 +22,8 @@ def _loss_hook(factor, iteration=3, max_iter=10):
 def test_scales_and_logs():
     hook, asked = _loss_hook(0.25)
     with EventStorage(3) as storage:
-        losses = hook(lambda step: step * 2, torch.tensor(6.0))
-        assert losses == {"loss_distill_cls": torch.tensor(3.0)}
+        terms = hook(lambda step: LossTerms(step * 2, {"p3": step}), torch.tensor(6.0))
+        assert terms == LossTerms(torch.tensor(3.0), {"p3": torch.tensor(1.5)})
         assert storage.latest() == {"loss_weight/cls": (0.25, 3)}
     assert asked == [0.3]
 
@@ -31,7 +32,7 @@ def test_at_factor_zero_every_parameter_stays_in_the_graph():
     adapter = torch.nn.Linear(2, 2)
     hook, _ = _loss_hook(0.0)
     with EventStorage():
-        loss = hook(lambda step: adapter(step).sum(), torch.ones(1, 2))["loss_distill_cls"]
+        loss = hook(lambda step: LossTerms(adapter(step).sum(), {}), torch.ones(1, 2)).total
     loss.backward()
     assert loss == 0 and all((p.grad == 0).all() for p in adapter.parameters())
 

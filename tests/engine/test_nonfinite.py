@@ -13,6 +13,7 @@ from detectron2.utils.events import EventStorage
 from d2kd.engine import DistillTrainer
 from d2kd.engine.nonfinite import NonFiniteLossError, read_replay, report_nonfinite_loss
 from d2kd.engine.train_loop import AccumulatingTrainer, CheckedAMPTrainer, CheckedTrainer
+from d2kd.utils.rng_state import set_random_state
 from tests.common.helpers import LEVELS, build_distiller, distill_cfg, make_batch
 
 pytestmark = pytest.mark.usefixtures("train_set")
@@ -51,12 +52,12 @@ def test_the_batch_is_replayed_from_the_file(teacher_files, tmp_path):
     _break_adapter(trainer)
     with pytest.raises(NonFiniteLossError):
         trainer.train()
-    expected = {k: v.item() for k, v in trainer.model.latest.losses.items()}
+    expected = {k: v.item() for k, v in trainer.model.last_step.losses.items()}
     record = read_replay(str(tmp_path / "nonfinite_0000000.pth"))
     distiller = build_distiller(distill_cfg(teacher_files), seed=9)
     distiller.student.load_state_dict(record["model"])
     distiller.distill_losses.load_state_dict(record["distill_losses"])
-    torch.set_rng_state(record["random"]["cpu"])
+    set_random_state(record["random"])
     with EventStorage():
         losses = {k: v.item() for k, v in distiller(record["batch"]).items()}
     assert record["iteration"] == 0 and losses.keys() == record["losses"].keys()
@@ -179,12 +180,17 @@ def test_the_checked_step_is_the_stock_one():
 
 
 def test_levels_are_kept_for_masked_class_losses(teacher_files):
-    cfg = distill_cfg(teacher_files, "DISTILL.CLS.WHERE", "richness")
+    weights = ["DISTILL.CLS.WEIGHT", 2.0, "DISTILL.FEATURE.WEIGHT", 3.0]
+    cfg = distill_cfg(teacher_files, "DISTILL.CLS.WHERE", "richness", *weights)
     distiller = build_distiller(cfg)
     with EventStorage():
         distiller(make_batch())
-    assert list(distiller.latest.by_level["cls"]) == LEVELS
-    assert distiller.latest.bad_levels()["cls"] == []
+    step = distiller.last_step
+    assert list(step.losses_per_level["cls"]) == LEVELS
+    assert step.bad_levels()["cls"] == []
+    for name in ("cls", "feature"):
+        total = sum(step.losses_per_level[name].values())
+        torch.testing.assert_close(total, step.losses[f"loss_distill_{name}"])
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "ADAMW"])

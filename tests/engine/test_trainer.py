@@ -15,7 +15,7 @@ from detectron2.solver import build_optimizer
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
-from d2kd.config.defaults import plain_config
+from d2kd.config.student import student_config
 from d2kd.engine import DistillLossHook, DistillTrainer, LossRatioHook, build_distill_hooks
 from d2kd.engine.interrupt import StopOnInterrupt
 from d2kd.utils.errors import ConfigError, WeightsError
@@ -74,7 +74,7 @@ def test_without_distillation_it_is_the_stock_trainer(tmp_path, workers):
         opts = ["OUTPUT_DIR", str(tmp_path / name), "INPUT.MIN_SIZE_TRAIN", (48, 56, 64)]
         cfg = plain_cfg(*opts, "DATALOADER.NUM_WORKERS", workers)
         (tmp_path / name).mkdir()
-        trainer = _start(trainer_class, cfg if name == "ours" else plain_config(cfg))
+        trainer = _start(trainer_class, cfg if name == "ours" else student_config(cfg))
         trainer.train()
         states.append(_student_state(trainer))
         rows = _metrics(tmp_path / name)

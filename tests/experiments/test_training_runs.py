@@ -7,7 +7,8 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 
-from d2kd.config.defaults import add_d2kd_config, plain_config
+from d2kd.config.defaults import add_d2kd_config
+from d2kd.config.student import student_config
 from experiments import training_runs as runs
 from experiments.shrink_checkpoint import main as shrink_main
 from experiments.shrink_checkpoint import shrink
@@ -89,5 +90,5 @@ def test_students_are_counted_whoever_has_their_keys(detector, tmp_path):
     cfg = get_cfg()
     add_d2kd_config(cfg)
     cfg.merge_from_file(str(runs.ROOT / f"configs/_base_/detectors/{detector}_shapes.yaml"))
-    (tmp_path / "student.yaml").write_text(plain_config(cfg).dump())
+    (tmp_path / "student.yaml").write_text(student_config(cfg).dump())
     assert runs._student_params(tmp_path) == runs.count_params(cfg) > 10**5

@@ -48,6 +48,6 @@ def test_none_between_different_channels_names_key_and_level():
         build_adapters("none", ["p3", "p4"], SAME, WIDER)
 
 
-def test_unknown_kind_names_the_key():
-    with pytest.raises(ValueError, match="DISTILL.FEATURE.ADAPTER is '5x5'"):
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(KeyError, match="5x5"):
         build_adapters("5x5", ["p3"], SAME, SAME)

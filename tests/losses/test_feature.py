@@ -39,7 +39,7 @@ def test_frs_feature_term_matches_its_formula(make_step):
     for level, logits in step.teacher.dense_logits.items():
         richness = (1 / (1 + np.exp(-logits.numpy()))).max(axis=1)
         expected += squared_by_loops(step, level, richness) / richness.sum()
-    loss = build("richness", channels="sum", weight=0.005)(step)
+    loss = build("richness", channels="sum", weight=0.005)(step).total
     assert loss.item() == pytest.approx(0.005 * expected, rel=1e-6)
 
 
@@ -50,34 +50,34 @@ def test_tar_feature_term_matches_its_formula(make_step):
         n, c, h, w = feature.shape
         mask = gaussian_by_loops(step.mask_input(level, feature.shape, LEVELS))
         expected += squared_by_loops(step, level, mask) / c / max(1, mask.sum())
-    assert build("gaussian", weight=2.0)(step).item() == pytest.approx(2 * expected, rel=1e-6)
+    assert build("gaussian", weight=2.0)(step).total.item() == pytest.approx(2 * expected, rel=1e-6)
 
 
 def test_uniform_mask_gives_the_plain_mean_of_each_level(make_step):
     step = make_step()
     pairs = zip(step.student.features.values(), step.teacher.features.values())
     expected = sum(nn.functional.l1_loss(s, t).item() for s, t in pairs)
-    assert build(distance="absolute")(step).item() == pytest.approx(expected, rel=1e-6)
+    assert build(distance="absolute")(step).total.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_only_the_adapters_levels_count(make_step):
     step = make_step()
-    parts = [build(levels=(level,))(step).item() for level in LEVELS]
-    assert build()(step).item() == pytest.approx(sum(parts), rel=1e-9)
+    parts = [build(levels=(level,))(step).total.item() for level in LEVELS]
+    assert build()(step).total.item() == pytest.approx(sum(parts), rel=1e-9)
 
 
 def test_boxes_belong_to_the_nearest_of_the_compared_levels(make_step):
     # Each box is too small for p5, but there is no finer level.
     step = make_step()
-    own = build("gaussian", mask_args={"levels": "own"}, levels=("p5",))(step)
-    assert own.item() == build("gaussian", levels=("p5",))(step).item() > 0
+    own = build("gaussian", mask_args={"levels": "own"}, levels=("p5",))(step).total
+    assert own.item() == build("gaussian", levels=("p5",))(step).total.item() > 0
 
 
 def test_parameters_reach_mask_and_distance(make_step):
     step = make_step()
-    default = build("gaussian", "channel_kl")(step).item()
-    warm = build("gaussian", "channel_kl", distance_args={"temperature": 3.0})(step).item()
-    narrow = build("gaussian", "channel_kl", mask_args={"sigma2": 0.5})(step).item()
+    default = build("gaussian", "channel_kl")(step).total.item()
+    warm = build("gaussian", "channel_kl", distance_args={"temperature": 3.0})(step).total.item()
+    narrow = build("gaussian", "channel_kl", mask_args={"sigma2": 0.5})(step).total.item()
     assert len({default, warm, narrow}) == 3
 
 
@@ -89,7 +89,7 @@ def test_gradients_of_every_combination(make_step, mask, distance):
 
     def of_feature(feature):
         student = dataclasses.replace(step.student, features={"p4": feature})
-        return loss(dataclasses.replace(step, student=student))
+        return loss(dataclasses.replace(step, student=student)).total
 
     assert gradcheck(of_feature, step.student.features["p4"])
 
@@ -98,7 +98,7 @@ def test_gradients_of_every_combination(make_step, mask, distance):
 def test_no_boxes_gives_an_attached_zero(make_step, distance):
     step = make_step(boxes=0, dtype=torch.float32)
     adapters = nn.ModuleDict({level: nn.Conv2d(3, 3, 1) for level in LEVELS})
-    loss = build("gaussian", distance, adapters=adapters)(step)
+    loss = build("gaussian", distance, adapters=adapters)(step).total
     loss.backward()
     assert loss.item() == 0
     for tensor in (*adapters.parameters(), *step.student.features.values()):
@@ -108,7 +108,7 @@ def test_no_boxes_gives_an_attached_zero(make_step, distance):
 def test_every_adapter_learns_and_the_teacher_gets_no_gradient(make_step):
     step = make_step(dtype=torch.float32)
     adapters = nn.ModuleDict({level: nn.Conv2d(3, 3, 3, padding=1) for level in LEVELS})
-    build(adapters=adapters)(step).backward()
+    build(adapters=adapters)(step).total.backward()
     assert all(p.grad.abs().max() > 0 for p in adapters.parameters())
     assert not any(t.requires_grad for t in step.teacher.features.values())
 
@@ -124,15 +124,14 @@ def test_autocast_and_half_precision_inputs_are_computed_in_float32(make_step, d
     single = dataclasses.replace(half, student=student, teacher=teacher)
     loss = build("gaussian", distance)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(half)
+        value = loss(half).total
     assert value.dtype in (torch.float32, torch.float64)
-    assert value.item() == loss(single).item()
+    assert value.item() == loss(single).total.item()
 
 
 def test_requires_is_what_mask_and_distance_read():
     assert build().requires == {"features"}
     assert build("richness").requires == {"features", "dense_logits"}
-    assert build().name == "feature"
 
 
 def test_maps_of_other_sizes_are_refused_by_level(make_step):

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from d2kd.checkpoint.weights import resolve_weights
 from d2kd.modeling.build import build_student, build_teacher, read_teacher_config
-from d2kd.utils.errors import WeightsError
+from d2kd.utils.errors import ConfigError, PairMismatchError, WeightsError
 from tests.common.helpers import distill_cfg, plain_cfg, write_teacher
 
 
@@ -45,7 +45,7 @@ def test_student_is_the_stock_model_with_the_same_initial_weights():
     ],
 )
 def test_students_whose_regions_cannot_be_shared_are_refused(key, value):
-    with pytest.raises(ValueError, match=f"{key}.*set it to"):
+    with pytest.raises(PairMismatchError, match=f"{key}.*set it to"):
         build_student(plain_cfg(key, value))
 
 
@@ -58,7 +58,7 @@ def test_complete_teacher_and_its_printed_report(teacher_files, caplog):
     counts = f"{len(state)} matched, 0 missing, 0 wrong shape, 0 unexpected"
     assert f"teacher weights {teacher_files[1]}: {counts}" in caplog.text
     digest = hashlib.sha256(teacher_files[1].read_bytes()).hexdigest()
-    assert teacher.identity == {"weights": str(teacher_files[1]), "sha256": digest}
+    assert teacher.fingerprint == {"weights": str(teacher_files[1]), "sha256": digest}
 
 
 def test_half_precision_weights_are_complete(teacher_files, tmp_path):
@@ -127,16 +127,16 @@ def test_options_behind_the_path_of_weights(teacher_files):
 
 def test_config_files_that_are_not_there(teacher_files):
     for name, error, message in [
-        ("", ValueError, "DISTILL.TEACHER.CONFIG_FILE is empty"),
+        ("", ConfigError, "DISTILL.TEACHER.CONFIG_FILE is empty"),
         (
             "nowhere.yaml",
-            FileNotFoundError,
+            ConfigError,
             "DISTILL.TEACHER.CONFIG_FILE 'nowhere.yaml' is neither",
         ),
     ]:
         with pytest.raises(error, match=message):
             read_teacher_config(distill_cfg((name, "")))
-    with pytest.raises(FileNotFoundError, match="no model-zoo weights.*DISTILL.TEACHER.WEIGHTS"):
+    with pytest.raises(WeightsError, match="no model-zoo weights.*DISTILL.TEACHER.WEIGHTS"):
         read_teacher_config(distill_cfg((teacher_files[0], "")))
 
 
@@ -149,5 +149,5 @@ def test_a_zoo_name_brings_its_weights():
 
 def test_channel_orders_that_cannot_be_swapped_stop(tmp_path):
     files = write_teacher(tmp_path, "INPUT.FORMAT", "L")
-    with pytest.raises(ValueError, match="set INPUT.FORMAT to 'L'"):
+    with pytest.raises(PairMismatchError, match="set INPUT.FORMAT to 'L'"):
         _build(files)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from detectron2.layers import ShapeSpec
 
+from d2kd.config.detectors import DETECTORS, Detector
 from d2kd.modeling import Distiller
 from d2kd.modeling.compatibility import (
     check_dense_levels,
@@ -13,6 +14,7 @@ from d2kd.modeling.compatibility import (
     check_pair,
     check_two_stage,
 )
+from d2kd.utils.errors import ConfigError, PairMismatchError
 from tests.common.helpers import distill_cfg, plain_cfg, write_teacher
 
 FEATURES = frozenset({"features"})
@@ -49,7 +51,7 @@ def test_a_difference_that_a_loss_reads_names_its_key(family, requires, key, val
     student = plain_cfg(*_family(family))
     check_pair(student, plain_cfg(*_family(family)), requires)
     teacher = plain_cfg(*_family(family), key, value)
-    with pytest.raises(ValueError, match=f"^{key} is .* for the student.*set {key} to"):
+    with pytest.raises(PairMismatchError, match=f"^{key} is .* for the student.*set {key} to"):
         check_pair(student, teacher, requires)
 
 
@@ -87,8 +89,25 @@ def test_union_needs_two_detectors_with_proposals():
         check_pair(plain_cfg(*union), plain_cfg(*_family("RetinaNet")), FEATURES)
 
 
-def test_a_detector_of_ones_own_is_left_to_its_observer():
-    check_pair(plain_cfg(*_family("Mine")), plain_cfg(*_family("Mine")), HEADS | DENSE | BINS)
+def test_a_detector_without_a_row_is_refused_by_name():
+    with pytest.raises(ConfigError, match="'Mine' cannot be distilled.*register_detector"):
+        check_pair(plain_cfg(*_family("Mine")), plain_cfg(*_family("Mine")), HEADS)
+
+
+@pytest.mark.parametrize(
+    "requires, advice",
+    [
+        (HEADS, "no deltas: set DISTILL.LOSSES to a list without 'reg'"),
+        (DENSE, "no dense_logits: set DISTILL.FEATURE.MASK"),
+        (frozenset({"logits"}), "no logits: set DISTILL.LOSSES to a list without 'cls'"),
+    ],
+)
+def test_a_row_of_features_only_refuses_losses_on_heads(monkeypatch, requires, advice):
+    monkeypatch.setitem(DETECTORS, "Mine", Detector(name="Mine", forward_pair="any"))
+    cfg = plain_cfg(*_family("Mine"))
+    check_pair(cfg, plain_cfg(), FEATURES)
+    with pytest.raises(ConfigError, match=f"Mine has {advice}"):
+        check_pair(cfg, plain_cfg(), requires)
 
 
 def _detector(divisor=32, **strides):

@@ -96,7 +96,7 @@ def test_the_teacher_rests_once_all_losses_are_finished(teacher_files):
     assert len(calls) == 1 and list(losses) == DETECTION + DISTILLATION
     assert all(torch.equal(losses[k], plain[k]) for k in DETECTION)
     assert all(losses[k] == 0 for k in DISTILLATION)
-    assert distiller.latest.losses.keys() == losses.keys()
+    assert distiller.last_step.losses.keys() == losses.keys()
     sum(losses.values()).backward()
     adapters = distiller.distill_losses.parameters()
     assert all(p.grad is not None and not p.grad.any() for p in adapters)

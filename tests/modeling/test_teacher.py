@@ -131,7 +131,7 @@ def test_compiled_is_the_backbone_alone_with_its_weights_as_constants(monkeypatc
         return lambda x: calls.append(x.shape) or {k: 2 * v for k, v in function(x).items()}
 
     monkeypatch.setattr(torch, "compile", compile_)
-    teacher.arrange("channels_first", compiled=True)
+    teacher = FrozenTeacher(teacher.model, compiled=True)
     found = teacher.features(make_batch())
     assert len(calls) == 1 and all(torch.equal(found[k], 2 * v) for k, v in expected.items())
     assert list(teacher.state_dict()) == keys

@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["GaussianWindow"]
 
-# Cells from which on a map's lines are better channels than maps are: there are enough of them.
+# From this width on, treating a map's lines as channels is faster than treating maps as channels.
 _WIDE = 64
 
 

@@ -14,6 +14,7 @@ from fvcore.nn import giou_loss, smooth_l1_loss
 from torch import Tensor, nn
 
 from ...losses.helpers import full_precision
+from ...utils.errors import ConfigError
 
 __all__ = ["DeltaBoxCoder", "box_coder_of"]
 
@@ -41,7 +42,10 @@ class DeltaBoxCoder:
     def __post_init__(self):
         if self.loss_type != "smooth_l1" and self.loss_type not in _IOU_LOSSES:
             known = ", ".join(["smooth_l1", *_IOU_LOSSES])
-            raise ValueError(f"unknown box loss '{self.loss_type}'; known are: {known}")
+            raise ConfigError(
+                f"the box loss is {self.loss_type!r}: set the detector's BBOX_REG_LOSS_TYPE to one "
+                f"of {known}"
+            )
 
     def decode(self, deltas: Tensor, regions: Tensor) -> Tensor:
         """Turn deltas into boxes.

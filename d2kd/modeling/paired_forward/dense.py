@@ -1,16 +1,16 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""How a dense detector (RetinaNet, FCOS, GFL and their like) and its teacher are observed.
+"""The paired forward of dense detectors: RetinaNet, FCOS, GFL and others of their structure.
 
-Anchors, or points as square boxes, are the regions: student and teacher share them by
-construction. A detector can be observed here if it has, as Detectron2's RetinaNet has,
+The regions are anchors, or points as square boxes: student and teacher have the same ones by
+construction. A detector can run here if it has, as Detectron2's RetinaNet has,
 
 * ``backbone``, ``head``, ``head_in_features``, ``anchor_generator``, ``box2box_transform``,
   ``num_classes``, ``label_anchors(anchors, gt_instances)`` and
   ``losses(anchors, logits, gt_labels, boxes, gt_boxes, *others)``;
-* a head whose forward returns lists of per-level maps ``(logits, boxes, *others)``, the boxes
-  being four deltas or E > 1 bins for each of them, and which can run one branch alone: either by
-  RetinaNetHead's names (``cls_subnet``, ``cls_score``, ``bbox_subnet``, ``bbox_pred``) or by
-  methods ``class_logits(features)`` and ``box_bins(features)``, as GFLHead has them.
+* a head whose forward returns lists of per-level maps ``(logits, boxes, *others)``, and which can
+  run one branch alone. A head of four deltas per box has RetinaNetHead's layers (``cls_subnet``,
+  ``cls_score``, ``bbox_subnet``, ``bbox_pred``). A head of box-edge bins (``Detector.outputs``
+  holds "box_bins") has GFLHead's methods ``class_logits(features)`` and ``box_bins(features)``.
 
 Shape shorthand in this file:
     N: images; A: anchors per location; H, W: size of a feature level
@@ -22,24 +22,26 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
-from detectron2.structures import Boxes, ImageList
-from torch import Tensor, nn
+from detectron2.structures import Boxes
+from torch import Tensor
 
+from ...config.detectors import detector_of
 from ...structures import DetectorOutputs, DistillStep
+from ...utils.errors import PairMismatchError
 from ..meta_arch.gfl.losses import expected_distance
 from ..teacher import FrozenTeacher
 from .box_coders import box_coder_of
 from .ground_truth import cat_ground_truth
-from .registry import RequiredOutputs, register_paired_forward
+from .registry import PAIR_FORWARD_REGISTRY, RequiredOutputs
 
-__all__ = ["box_maps", "class_logits", "forward_pair_dense"]
+__all__ = ["LevelPositives", "forward_pair_dense", "teacher_outputs"]
 
 
-@register_paired_forward("RetinaNet", "FCOS", "GFL")
+@PAIR_FORWARD_REGISTRY.register()
 def forward_pair_dense(
     student: DenseDetector, teacher: FrozenTeacher, batch: list[dict], required: RequiredOutputs
 ) -> tuple[dict[str, Tensor], DistillStep]:
-    """Train-forward the student once; let the teacher answer on the student's positives.
+    """Run the student's training forward once, and the teacher on the student's positives.
 
     Args:
         student: in training mode.
@@ -61,11 +63,12 @@ def forward_pair_dense(
 
     labels = torch.stack(gt_labels)
     positives = _find_positives(student, maps, anchors, labels)
+    teacher_features = teacher.features(batch, images)
     rows = _rows_of_all_levels(positives)
     all_gt_boxes, gt_image = cat_ground_truth(gt_instances)
     step = DistillStep(
         student=_student_outputs(student, features, predictions, positives),
-        teacher=_teacher_outputs(teacher, batch, images, positives, required),
+        teacher=teacher_outputs(teacher, teacher_features, positives, required),
         num_images=len(batch),
         strides={name: spec.stride for name, spec in student.backbone.output_shape().items()},
         gt_boxes=all_gt_boxes,
@@ -80,18 +83,55 @@ def forward_pair_dense(
     return losses, step
 
 
-def class_logits(head: nn.Module, features: list[Tensor]) -> list[Tensor]:
-    """Run a dense head's class branch alone: (N, A * K, H, W) for each level."""
-    if hasattr(head, "class_logits"):
-        return head.class_logits(features)
-    return [head.cls_score(head.cls_subnet(x)) for x in features]
+@torch.no_grad()
+def teacher_outputs(
+    teacher: FrozenTeacher,
+    features: dict[str, Tensor],
+    regions: list["LevelPositives"] | None,
+    required: RequiredOutputs,
+) -> DetectorOutputs:
+    """Run those branches of the teacher's head that the losses require.
+
+    Args:
+        teacher: of any family, if only "features" are required.
+        features: of the teacher's backbone, from ``teacher.features``.
+        regions: the student's positives. None: no rows are taken of the maps, where only the time
+            of the branches counts.
+        required: what the losses need.
+    """
+    requires, outputs = required.requires, {}
+    if requires <= {"features"}:
+        return DetectorOutputs(features=features)
+    levels = teacher.model.head_in_features
+    maps = [features[name] for name in levels]
+    if requires & {"dense_logits", "logits"}:
+        logits = _class_logits(teacher, maps)
+        outputs["dense_logits"] = dict(zip(levels, logits))
+        if "logits" in requires and regions is not None:
+            outputs["logits"] = _gather(regions, logits)
+    if requires & {"deltas", "box_bins"}:
+        boxes = _box_maps(teacher, maps)
+        if regions is not None:
+            outputs.update(_box_outputs(_gather(regions, boxes)))
+    return DetectorOutputs(features=features, **outputs)
 
 
-def box_maps(head: nn.Module, features: list[Tensor]) -> list[Tensor]:
-    """Run a dense head's box branch alone, without centerness: (N, A * D, H, W) for each level."""
-    if hasattr(head, "box_bins"):
-        return head.box_bins(features)
-    return [head.bbox_pred(head.bbox_subnet(x)) for x in features]
+def _class_logits(teacher: FrozenTeacher, features: list[Tensor]) -> list[Tensor]:
+    """Run the class branch alone: (N, A * K, H, W) for each level."""
+    head = teacher.model.head
+    with teacher.computing():
+        if detector_of(teacher.model).has_box_bins:
+            return teacher.as_float32(head.class_logits(features))
+        return teacher.as_float32([head.cls_score(head.cls_subnet(x)) for x in features])
+
+
+def _box_maps(teacher: FrozenTeacher, features: list[Tensor]) -> list[Tensor]:
+    """Run the box branch alone, without centerness: (N, A * D, H, W) for each level."""
+    head = teacher.model.head
+    with teacher.computing():
+        if detector_of(teacher.model).has_box_bins:
+            return teacher.as_float32(head.box_bins(features))
+        return teacher.as_float32([head.bbox_pred(head.bbox_subnet(x)) for x in features])
 
 
 def _detection_losses(
@@ -115,9 +155,9 @@ def _student_outputs(
     student: DenseDetector,
     features: dict[str, Tensor],
     predictions: tuple[list[Tensor], ...],
-    positives: list["_LevelPositives"],
+    positives: list["LevelPositives"],
 ) -> DetectorOutputs:
-    """What the student's forward has given already, its head's rows of the positives."""
+    """The student's maps, and its head's rows of the positives."""
     logits, boxes = predictions[:2]
     return DetectorOutputs(
         features=features,
@@ -125,33 +165,6 @@ def _student_outputs(
         logits=_gather(positives, logits),
         **_box_outputs(_gather(positives, boxes)),
     )
-
-
-@torch.no_grad()
-def _teacher_outputs(
-    teacher: FrozenTeacher,
-    batch: list[dict],
-    images: ImageList,
-    positives: list["_LevelPositives"],
-    required: RequiredOutputs,
-) -> DetectorOutputs:
-    """The teacher's features and those branches of its head that somebody reads."""
-    features, requires = teacher.features(batch, images), required.requires
-    outputs: dict[str, Any] = {}
-    if requires <= {"features"}:
-        # Then the teacher may be of any family.
-        return DetectorOutputs(features=features)
-    head, levels = teacher.model.head, teacher.model.head_in_features
-    maps = [features[name] for name in levels]
-    if requires & {"dense_logits", "logits"}:
-        logits = teacher.call(class_logits, head, maps)
-        outputs["dense_logits"] = dict(zip(levels, logits))
-        if "logits" in requires:
-            outputs["logits"] = _gather(positives, logits)
-    if requires & {"deltas", "box_bins"}:
-        boxes = teacher.call(box_maps, head, maps)
-        outputs.update(_box_outputs(_gather(positives, boxes)))
-    return DetectorOutputs(features=features, **outputs)
 
 
 def _box_outputs(rows: Tensor) -> dict[str, Tensor]:
@@ -162,7 +175,7 @@ def _box_outputs(rows: Tensor) -> dict[str, Tensor]:
     return {"deltas": expected_distance(bins), "box_bins": bins}
 
 
-class _LevelPositives(NamedTuple):
+class LevelPositives(NamedTuple):
     """Where the student's positives of one level lie, in any detector's map of that level.
 
     Attributes:
@@ -184,7 +197,7 @@ class _LevelPositives(NamedTuple):
     def of_map(self, x: Tensor) -> Tensor:
         """Gather this level's rows, of length D, from (N, A * D, H, W)."""
         if x.shape[-2:] != self.size:
-            raise ValueError(
+            raise PairMismatchError(
                 f"level {self.name!r} is {tuple(self.size)} (height, width) in the student and "
                 f"{tuple(x.shape[-2:])} in the teacher: both must have the same strides and pad "
                 "images to the same multiple"
@@ -197,26 +210,26 @@ class _LevelPositives(NamedTuple):
 
 def _find_positives(
     student: DenseDetector, maps: list[Tensor], anchors: list[Boxes], labels: Tensor
-) -> list[_LevelPositives]:
+) -> list[LevelPositives]:
     """From ``labels`` (N, anchors of all levels): 0..K-1, K for background, -1 for ignored."""
     positive = (labels >= 0) & (labels < student.num_classes)
     lengths = [len(a) for a in anchors]
     firsts = [sum(lengths[:i]) for i in range(len(lengths))]
     levels = zip(student.head_in_features, maps, lengths, firsts, positive.split(lengths, dim=1))
     return [
-        _LevelPositives(
+        LevelPositives(
             name, x.shape[-2:], first, length // x[0, 0].numel(), *found.nonzero().unbind(1)
         )
         for name, x, length, first, found in levels
     ]
 
 
-def _gather(positives: list[_LevelPositives], maps: list[Tensor]) -> Tensor:
-    """(R, D) from (N, A * D, H, W) of each level: the one order of rows, for whichever detector."""
+def _gather(positives: list[LevelPositives], maps: list[Tensor]) -> Tensor:
+    """(R, D) from (N, A * D, H, W) of each level: the same rows of either detector."""
     return torch.cat([level.of_map(x) for level, x in zip(positives, maps)])
 
 
-def _rows_of_all_levels(positives: list[_LevelPositives]) -> tuple[Tensor, Tensor]:
+def _rows_of_all_levels(positives: list[LevelPositives]) -> tuple[Tensor, Tensor]:
     """Index (R,), (R,) of image and anchor into tensors over all levels' anchors."""
     image = torch.cat([level.image for level in positives])
     return image, torch.cat([level.anchor + level.first for level in positives])

@@ -1,14 +1,15 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""How a two-stage detector (GeneralizedRCNN with an FPN) and its teacher are observed.
+"""The paired forward of two-stage detectors: GeneralizedRCNN with an FPN.
 
 Shape shorthand in this file:
     N: images; A: anchors per location; H, W: size of a feature level
     R: regions = the student's positive proposals of all images; K: foreground classes
 """
 
+from typing import NamedTuple
+
 import torch
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
@@ -16,16 +17,28 @@ from ...structures import DetectorOutputs, DistillStep
 from ..teacher import FrozenTeacher
 from .box_coders import box_coder_of
 from .ground_truth import cat_ground_truth
-from .registry import RequiredOutputs, register_paired_forward
+from .registry import PAIR_FORWARD_REGISTRY, RequiredOutputs
 
-__all__ = ["forward_pair_rcnn"]
+__all__ = ["Regions", "forward_pair_rcnn", "teacher_outputs", "teacher_proposals"]
 
 
-@register_paired_forward("GeneralizedRCNN")
+class Regions(NamedTuple):
+    """Boxes on which the teacher's box head runs.
+
+    Attributes:
+        boxes: of each image, R in all.
+        labels: (R,) class of each box, 0..K-1, whose deltas are taken.
+    """
+
+    boxes: list[Boxes]
+    labels: Tensor
+
+
+@PAIR_FORWARD_REGISTRY.register()
 def forward_pair_rcnn(
     student: nn.Module, teacher: FrozenTeacher, batch: list[dict], required: RequiredOutputs
 ) -> tuple[dict[str, Tensor], DistillStep]:
-    """Train-forward the student once; let the teacher answer for the student's positives.
+    """Run the student's training forward once, and the teacher on the student's positives.
 
     Args:
         student: GeneralizedRCNN with SharedProposalROIHeads.
@@ -43,23 +56,24 @@ def forward_pair_rcnn(
         student.proposal_generator, images, features, gt_instances
     )
     teacher_features = teacher.features(batch, images)
-    teacher_dense, teacher_proposals = _run_teacher_rpn(teacher, images, teacher_features, required)
-    if teacher_proposals:
-        proposals = [_union(*pair) for pair in zip(proposals, teacher_proposals)]
+    teacher_dense = None
+    if required.proposals == "union":
+        theirs, teacher_dense = teacher_proposals(teacher, teacher_features, images.image_sizes)
+        proposals = [_union(*pair) for pair in zip(proposals, theirs)]
     proposals, head_losses = student.roi_heads(images, features, proposals, gt_instances)
 
     positives = [_positives(p, student.roi_heads.num_classes) for p in proposals]
     labels = torch.cat([p.gt_classes for p in positives])
-    theirs = _run_teacher_box_head(teacher, teacher_features, positives, labels, required)
+    regions = Regions([p.proposal_boxes for p in positives], labels)
     gt_boxes, gt_image = cat_ground_truth(gt_instances)
     step = DistillStep(
         student=DetectorOutputs(features, dense_logits, *_predictions(positives, labels)),
-        teacher=DetectorOutputs(teacher_features, teacher_dense, *theirs),
+        teacher=teacher_outputs(teacher, teacher_features, regions, required, teacher_dense),
         num_images=len(batch),
         strides={name: spec.stride for name, spec in student.backbone.output_shape().items()},
         gt_boxes=gt_boxes,
         gt_image=gt_image,
-        regions=Boxes.cat([p.proposal_boxes for p in positives]).tensor,
+        regions=Boxes.cat(regions.boxes).tensor,
         labels=labels,
         region_gt_boxes=Boxes.cat([_matched_boxes(p) for p in positives]).tensor,
         activation="softmax",
@@ -83,29 +97,74 @@ def _run_rpn(
 
 
 @torch.no_grad()
-def _run_teacher_rpn(
-    teacher: FrozenTeacher,
-    images: ImageList,
-    features: dict[str, Tensor],
-    required: RequiredOutputs,
-) -> tuple[dict[str, Tensor], list[Instances]]:
-    """The teacher's objectness and proposals, each only if somebody reads it."""
-    if "dense_logits" not in required.requires and required.proposals != "union":
-        return {}, []
+def teacher_proposals(
+    teacher: FrozenTeacher, features: dict[str, Tensor], image_sizes: list[tuple[int, int]]
+) -> tuple[list[Instances], dict[str, Tensor]]:
+    """The teacher's own proposals, for DISTILL.PROPOSALS "union".
+
+    Args:
+        features: of the teacher's backbone.
+        image_sizes: height and width of each image before padding, to which boxes are clipped.
+
+    Returns:
+        proposals of each image; dict of the RPN's (N, A, H, W) logits, which come with them.
+    """
     rpn = teacher.model.proposal_generator
     level_features = [features[f] for f in rpn.in_features]
-    if required.proposals != "union":
-        head = rpn.rpn_head
-        dense_logits = [
-            teacher.call(lambda x: head.objectness_logits(head.conv(x)), x) for x in level_features
-        ]
-        return dict(zip(rpn.in_features, dense_logits)), []
     anchors = rpn.anchor_generator(level_features)
-    dense_logits, dense_deltas = teacher.call(rpn.rpn_head, level_features)
-    proposals = rpn.predict_proposals(
-        anchors, *_flatten(rpn, dense_logits, dense_deltas), images.image_sizes
-    )
-    return dict(zip(rpn.in_features, dense_logits)), proposals
+    with teacher.computing():
+        outputs = rpn.rpn_head(level_features)
+    logits, deltas = teacher.as_float32(outputs)
+    proposals = rpn.predict_proposals(anchors, *_flatten(rpn, logits, deltas), image_sizes)
+    return proposals, dict(zip(rpn.in_features, logits))
+
+
+@torch.no_grad()
+def teacher_outputs(
+    teacher: FrozenTeacher,
+    features: dict[str, Tensor],
+    regions: Regions,
+    required: RequiredOutputs,
+    dense_logits: dict[str, Tensor] | None = None,
+) -> DetectorOutputs:
+    """Run those heads of the teacher that the losses require.
+
+    Args:
+        teacher: of any family, if only "features" are required.
+        features: of the teacher's backbone, from ``teacher.features``.
+        regions: the student's positives.
+        required: what the losses need.
+        dense_logits: those that ``teacher_proposals`` gave; else they are computed if required.
+    """
+    if dense_logits is None:
+        dense_logits = {}
+        if "dense_logits" in required.requires:
+            dense_logits = _objectness(teacher, features)
+    if not required.requires & {"logits", "deltas"}:
+        return DetectorOutputs(features, dense_logits)
+    logits, deltas = _run_box_head(teacher, features, regions.boxes)
+    return DetectorOutputs(features, dense_logits, logits, _of_class(deltas, regions.labels))
+
+
+def _objectness(teacher: FrozenTeacher, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Level -> (N, A, H, W): the class branch of the teacher's RPN alone."""
+    rpn = teacher.model.proposal_generator
+    head, levels = rpn.rpn_head, rpn.in_features
+    with teacher.computing():
+        logits = {name: head.objectness_logits(head.conv(features[name])) for name in levels}
+    return teacher.as_float32(logits)
+
+
+def _run_box_head(
+    teacher: FrozenTeacher, features: dict[str, Tensor], boxes: list[Boxes]
+) -> tuple[Tensor, Tensor]:
+    """The teacher's logits (R, K + 1) and deltas (R, 4 or 4 * K) of these boxes."""
+    heads = teacher.model.roi_heads
+    # Not in half precision, in which the pooler would round the boxes' corners as well.
+    pooled = heads.box_pooler([features[f] for f in heads.box_in_features], boxes)
+    with teacher.computing():
+        logits, deltas = heads.box_predictor(heads.box_head(pooled))
+    return teacher.as_float32(logits), teacher.as_float32(deltas)
 
 
 def _flatten(
@@ -139,25 +198,6 @@ def _predictions(positives: list[Instances], labels: Tensor) -> tuple[Tensor, Te
     """The student's logits (R, K + 1) and class-selected deltas (R, 4)."""
     deltas = torch.cat([p.pred_deltas for p in positives])
     return torch.cat([p.pred_logits for p in positives]), _of_class(deltas, labels)
-
-
-@torch.no_grad()
-def _run_teacher_box_head(
-    teacher: FrozenTeacher,
-    features: dict[str, Tensor],
-    positives: list[Instances],
-    labels: Tensor,
-    required: RequiredOutputs,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The teacher's logits (R, K + 1) and class-selected deltas (R, 4) on the student's regions."""
-    if not required.requires & {"logits", "deltas"}:
-        return None, None
-    heads: StandardROIHeads = teacher.model.roi_heads
-    regions = [p.proposal_boxes for p in positives]
-    # Not in half precision, in which the pooler would round the regions' corners as well.
-    pooled = heads.box_pooler([features[f] for f in heads.box_in_features], regions)
-    logits, deltas = teacher.call(lambda x: heads.box_predictor(heads.box_head(x)), pooled)
-    return logits, _of_class(deltas, labels)
 
 
 def _of_class(deltas: Tensor, labels: Tensor) -> Tensor:

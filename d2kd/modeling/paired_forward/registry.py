@@ -1,22 +1,26 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Observers: one function per detector family that runs a student and its teacher side by side."""
+"""Paired forwards: one function per detector family runs a student and its teacher on a batch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+from detectron2.config import CfgNode
+from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
+from ...config.detectors import get_detector
 from ...structures import DistillStep
+from ...utils.errors import ConfigError
 from ..teacher import FrozenTeacher
 
-__all__ = ["RequiredOutputs", "PairForward", "get_paired_forward", "register_paired_forward"]
+__all__ = ["PAIR_FORWARD_REGISTRY", "PairForward", "RequiredOutputs", "get_paired_forward"]
 
 
 class RequiredOutputs(NamedTuple):
     """What the enabled losses need of a step.
 
     Attributes:
-        requires: what the teacher must answer; any of "features", "dense_logits", "logits",
+        requires: which of the teacher's outputs; any of "features", "dense_logits", "logits",
             "deltas", "box_bins". Nothing else of the teacher runs.
         proposals: whose proposals a two-stage student is trained on: "student" or "union".
     """
@@ -29,33 +33,29 @@ PairForward = Callable[
     [nn.Module, FrozenTeacher, list[dict], RequiredOutputs], tuple[dict[str, Tensor], DistillStep]
 ]
 
-_OBSERVERS: dict[str, PairForward] = {}
+PAIR_FORWARD_REGISTRY = Registry("PAIR_FORWARD")
+PAIR_FORWARD_REGISTRY.__doc__ = """
+Functions ``(student, teacher, batch, required) -> (the student's own losses, DistillStep)``.
+
+The losses must be bit-equal to those of the student's own training forward, and every head of the
+student must run once. A row of the detector table (``d2kd.config.detectors``) names the function
+that runs its detector.
+"""
 
 
-def register_paired_forward(*meta_architectures: str) -> Callable[[PairForward], PairForward]:
-    """Register ``forward_pair(student, teacher, batch, required)``.
+def get_paired_forward(cfg: CfgNode) -> PairForward:
+    """The function that runs the student of ``cfg.MODEL`` and its teacher.
 
-    It returns the detection losses and a ``DistillStep``.
-    The losses must be bit-equal to those of the student's own training forward, and every head of
-    the student runs once. This is all that a new detector needs in order to be distilled.
-
-    Args:
-        meta_architectures: the MODEL.META_ARCHITECTURE names that the function serves.
+    Raises:
+        ConfigError: the detector has no row in the detector table, or its row names a function
+            that is not registered.
     """
-
-    def register(forward_pair: PairForward) -> PairForward:
-        _OBSERVERS.update(dict.fromkeys(meta_architectures, forward_pair))
-        return forward_pair
-
-    return register
-
-
-def get_paired_forward(meta_architecture: str) -> PairForward:
-    """The observer of a meta-architecture; ValueError where there is none."""
-    if meta_architecture not in _OBSERVERS:
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {meta_architecture!r} cannot be distilled; set it to one of "
-            f"{sorted(_OBSERVERS)}, or register a paired forward for it "
-            "(d2kd.modeling.paired_forward.registry)"
+    row = get_detector(cfg)
+    if row.forward_pair not in PAIR_FORWARD_REGISTRY:
+        known = [name for name, _ in PAIR_FORWARD_REGISTRY]
+        raise ConfigError(
+            f"the row of {row.name!r} in the detector table names the paired forward "
+            f"{row.forward_pair!r}: register it with @PAIR_FORWARD_REGISTRY.register(), or set "
+            f"forward_pair to one of {known}"
         )
-    return _OBSERVERS[meta_architecture]
+    return PAIR_FORWARD_REGISTRY.get(row.forward_pair)

@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from d2kd.modeling.paired_forward.dense import forward_pair_dense
 from d2kd.modeling.paired_forward.registry import RequiredOutputs, get_paired_forward
 from d2kd.modeling.teacher import FrozenTeacher
-from tests.common.tiny_dense import DETECTORS, K, build_dense, make_batch
+from tests.common.tiny_dense import DETECTORS, K, build_dense, dense_cfg, make_batch
 
 EVERYTHING = frozenset({"features", "dense_logits", "logits", "deltas"})
 
@@ -44,7 +44,7 @@ def test_losses_and_their_running_normaliser_are_stock(name):
             logged = set(storage.latest())
         with EventStorage() as storage:
             required = RequiredOutputs(EVERYTHING, "student")
-            losses, _ = get_paired_forward(name)(student, teacher, batch, required)
+            losses, _ = get_paired_forward(dense_cfg(name))(student, teacher, batch, required)
             assert set(storage.latest()) == logged
         assert list(losses) == list(expected)
         assert all(torch.equal(losses[k], expected[k]) for k in losses)
@@ -155,7 +155,10 @@ def test_a_teacher_with_the_student_weights_gives_the_student_rows(name):
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_teacher_that_computes_channels_last_answers_the_same(name):
     model = build_dense(name, seed=1)
-    teachers = FrozenTeacher(copy.deepcopy(model)), FrozenTeacher(model).arrange("channels_last")
+    teachers = [
+        FrozenTeacher(copy.deepcopy(model), layout=layout)
+        for layout in ("channels_first", "channels_last")
+    ]
     steps = [_observe(build_dense(name), x, make_batch())[1] for x in teachers]
     expected, found = (step.teacher for step in steps)
     for field in ("logits", "deltas"):

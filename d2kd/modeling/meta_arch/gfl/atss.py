@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Adaptive training sample selection: which anchors answer for which ground-truth box.
+"""Adaptive training sample selection: which anchors are matched to which ground-truth box.
 
 Shape shorthand in this file:
     B: ground-truth boxes of one image; A: anchors of all levels; P: anchors of one level

@@ -1,0 +1,191 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
+"""The detector table: one row per meta-architecture holds every fact that d2kd uses about it.
+
+To distil a detector of your own, write one row, and name the paired forward that runs it::
+
+    from d2kd.config.detectors import DENSE_OUTPUTS, Detector, register_detector
+
+    register_detector(
+        Detector(
+            name="MyDetector",
+            forward_pair="forward_pair_dense",
+            outputs=DENSE_OUTPUTS,
+            num_classes_key="MODEL.MINE.NUM_CLASSES",
+            dense_levels_key="MODEL.MINE.IN_FEATURES",
+            add_config=add_my_config,
+        )
+    )
+
+A detector that no existing paired forward can run brings its own function, registered with
+``@PAIR_FORWARD_REGISTRY.register()`` (``d2kd.modeling.paired_forward.registry``).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..utils.errors import ConfigError
+from ..utils.text import did_you_mean
+from .fcos import add_fcos_config
+from .gfl import add_gfl_config
+
+__all__ = [
+    "DENSE_OUTPUTS",
+    "DETECTORS",
+    "Detector",
+    "detector_of",
+    "find_detector",
+    "get_detector",
+    "register_detector",
+]
+
+_ANCHOR_KEYS = (
+    "MODEL.ANCHOR_GENERATOR.SIZES",
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+    "MODEL.ANCHOR_GENERATOR.OFFSET",
+)
+# What the heads of most detectors predict.
+DENSE_OUTPUTS = frozenset({"dense_logits", "logits", "deltas"})
+
+
+def _add_no_keys(cfg: CfgNode) -> None:
+    """The detector reads Detectron2's own keys only."""
+
+
+@dataclass(frozen=True)
+class Detector:
+    """One meta-architecture, as the checks and the paired forward need to know it.
+
+    Attributes:
+        name: MODEL.META_ARCHITECTURE, which is the name of the detector's class.
+        forward_pair: name in PAIR_FORWARD_REGISTRY of the function that runs student and teacher.
+        outputs: fields of ``DetectorOutputs`` besides "features" that its heads give. Losses that
+            require another field are refused. Empty: only features can be distilled.
+        num_classes_key: key of the number of foreground classes; None if there is none.
+        dense_levels_key: key of the feature levels that the dense head (an RPN, in a two-stage
+            detector) reads; None if there is no such head.
+        box_keys: keys that fix the box encoding: they must agree wherever boxes are compared.
+        anchor_keys: keys that fix the anchors of the dense head.
+        two_stage: it has proposals and ROI heads, which must be Detectron2's standard ones.
+        add_config: adds the config nodes that the detector brings along, with their defaults.
+            ``add_d2kd_config`` calls it; student.yaml keeps these nodes for this detector.
+    """
+
+    name: str
+    forward_pair: str
+    outputs: frozenset[str] = frozenset()
+    num_classes_key: str | None = None
+    dense_levels_key: str | None = None
+    box_keys: tuple[str, ...] = ()
+    anchor_keys: tuple[str, ...] = ()
+    two_stage: bool = False
+    add_config: Callable[[CfgNode], None] = _add_no_keys
+
+    @property
+    def has_box_bins(self) -> bool:
+        """Its head predicts distributions over the positions of a box's edges."""
+        return "box_bins" in self.outputs
+
+
+DETECTORS: dict[str, Detector] = {}
+
+
+def register_detector(row: Detector) -> None:
+    """Add a row to the table; from then on the detector is checked and distilled.
+
+    Call it before the config is built, so that ``add_d2kd_config`` adds the detector's own keys.
+
+    Args:
+        row: of a meta-architecture that has no row.
+
+    Raises:
+        ConfigError: there is a row of this name.
+    """
+    if row.name in DETECTORS:
+        raise ConfigError(f"the detector {row.name!r} is registered twice: choose another name")
+    DETECTORS[row.name] = row
+
+
+def find_detector(cfg: CfgNode) -> Detector | None:
+    """The row of MODEL.META_ARCHITECTURE; None where plain training uses one without a row."""
+    return DETECTORS.get(cfg.MODEL.META_ARCHITECTURE)
+
+
+def get_detector(cfg: CfgNode) -> Detector:
+    """The row of MODEL.META_ARCHITECTURE, which distillation needs.
+
+    Raises:
+        ConfigError: there is none; the message says how to register one.
+    """
+    row = find_detector(cfg)
+    if row is None:
+        raise _no_row(cfg.MODEL.META_ARCHITECTURE)
+    return row
+
+
+def detector_of(model: nn.Module) -> Detector:
+    """The row of a built detector, by its class or the nearest base class that has one.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for base in type(model).__mro__:
+        if base.__name__ in DETECTORS:
+            return DETECTORS[base.__name__]
+    raise _no_row(type(model).__name__)
+
+
+def _no_row(name: str) -> ConfigError:
+    return ConfigError(
+        f"MODEL.META_ARCHITECTURE {name!r} cannot be distilled: set it to one of "
+        f"{sorted(DETECTORS)}, or register it with d2kd.config.detectors.register_detector."
+        f"{did_you_mean(name, DETECTORS)}"
+    )
+
+
+register_detector(
+    Detector(
+        name="GeneralizedRCNN",
+        forward_pair="forward_pair_rcnn",
+        outputs=DENSE_OUTPUTS,
+        num_classes_key="MODEL.ROI_HEADS.NUM_CLASSES",
+        dense_levels_key="MODEL.RPN.IN_FEATURES",
+        box_keys=("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",),
+        anchor_keys=_ANCHOR_KEYS,
+        two_stage=True,
+    )
+)
+register_detector(
+    Detector(
+        name="RetinaNet",
+        forward_pair="forward_pair_dense",
+        outputs=DENSE_OUTPUTS,
+        num_classes_key="MODEL.RETINANET.NUM_CLASSES",
+        dense_levels_key="MODEL.RETINANET.IN_FEATURES",
+        box_keys=("MODEL.RETINANET.BBOX_REG_WEIGHTS", *_ANCHOR_KEYS),
+        anchor_keys=_ANCHOR_KEYS,
+    )
+)
+register_detector(
+    Detector(
+        name="FCOS",
+        forward_pair="forward_pair_dense",
+        outputs=DENSE_OUTPUTS,
+        num_classes_key="MODEL.FCOS.NUM_CLASSES",
+        dense_levels_key="MODEL.FCOS.IN_FEATURES",
+        add_config=add_fcos_config,
+    )
+)
+register_detector(
+    Detector(
+        name="GFL",
+        forward_pair="forward_pair_dense",
+        outputs=DENSE_OUTPUTS | {"box_bins"},
+        num_classes_key="MODEL.GFL.NUM_CLASSES",
+        dense_levels_key="MODEL.GFL.IN_FEATURES",
+        box_keys=("MODEL.GFL.REG_MAX", "MODEL.ANCHOR_GENERATOR.OFFSET"),
+        add_config=add_gfl_config,
+    )
+)

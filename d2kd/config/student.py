@@ -1,0 +1,91 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
+"""The student's part of a training's config, which ``student.yaml`` holds."""
+
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode, get_cfg
+
+from .defaults import add_d2kd_config
+from .detectors import DETECTORS, Detector, find_detector
+
+__all__ = ["dump_student_config", "student_config"]
+
+
+def student_config(cfg: CfgNode) -> CfgNode:
+    """A copy of a config without the keys that d2kd alone reads; every other key is kept.
+
+    Also kept are the keys of a backbone or detector of your own (``MODEL.MINE``). Of the nodes
+    that d2kd adds for its detectors (``MODEL.FCOS``, ``MODEL.GFL``) those of other detectors go.
+    """
+    student = cfg.clone()
+    student.defrost()
+    for key in _new_keys(_d2kd_config(), get_cfg()):
+        if not _is_kept(key, cfg):
+            node, name = _parent(student, key)
+            node.pop(name, None)
+    return student
+
+
+def dump_student_config(student: CfgNode) -> str:
+    """The text of ``student.yaml``; its first line says which function adds its keys.
+
+    Args:
+        student: from ``student_config``.
+    """
+    adders: dict[str, list[str]] = {}
+    for key in _new_keys(student, get_cfg()):
+        adders.setdefault(_adder(key), []).append(key)
+    named = [f"{adder} adds {', '.join(keys)}" for adder, keys in adders.items()]
+    first = " and ".join(named) or "detectron2.config.get_cfg alone"
+    return f"# Read after {first}.\n{student.dump()}"
+
+
+def _adder(key: str) -> str:
+    """The function that adds a key which Detectron2 does not have, as the start of a clause."""
+    adders = [row.add_config for row in DETECTORS.values() if key in _keys_of(row)]
+    if not adders:
+        return "the function that"
+    if adders[0].__module__.startswith("d2kd."):
+        return "d2kd.add_d2kd_config, which"
+    return f"{adders[0].__module__}.{adders[0].__name__}, which"
+
+
+def _d2kd_config() -> CfgNode:
+    cfg = get_cfg()
+    add_d2kd_config(cfg)
+    return cfg
+
+
+def _new_keys(cfg: CfgNode, base: CfgNode, prefix: str = "") -> Iterator[str]:
+    """The dotted keys that ``cfg`` has and ``base`` has not; a new node counts as one key."""
+    for key, value in cfg.items():
+        if key not in base:
+            yield prefix + key
+        elif isinstance(value, CfgNode) and isinstance(base[key], CfgNode):
+            yield from _new_keys(value, base[key], f"{prefix}{key}.")
+
+
+def _is_kept(key: str, cfg: CfgNode) -> bool:
+    """Whether the student needs a key that ``add_d2kd_config`` adds."""
+    row = find_detector(cfg)
+    if row is not None:
+        return key in _keys_of(row)
+    # A detector without a row may read what another one's row adds: kept where it was set.
+    owners = [row for row in DETECTORS.values() if key in _keys_of(row)]
+    node, name = _parent(cfg, key)
+    default, _ = _parent(_d2kd_config(), key)
+    return bool(owners) and node.get(name) != default[name]
+
+
+def _keys_of(row: Detector) -> set[str]:
+    cfg = get_cfg()
+    row.add_config(cfg)
+    return set(_new_keys(cfg, get_cfg()))
+
+
+def _parent(cfg: CfgNode, key: str) -> tuple[CfgNode, str]:
+    """The node that holds a dotted key, and the key's name in it."""
+    *path, name = key.split(".")
+    for part in path:
+        cfg = cfg[part]
+    return cfg, name
