@@ -46,7 +46,7 @@ def exit_on_user_error(show_traceback: bool = False) -> Iterator[None]:
         if show_traceback:
             traceback.print_exc()
         else:
-            print(error, file=sys.stderr, flush=True)
+            print(_message(error), file=sys.stderr, flush=True)
         sys.exit(USER_ERROR_STATUS)
     finally:
         training.removeFilter(_drop_traceback)
@@ -56,5 +56,12 @@ def _drop_traceback(record: logging.LogRecord) -> bool:
     """Log a user's mistake in a training by its message alone."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, D2kdError):
-        record.msg, record.args, record.exc_info = "Training stops: %s", (error,), None
+        record.msg, record.args, record.exc_info = "Training stops: %s", (_message(error),), None
     return True
+
+
+def _message(error: D2kdError) -> str:
+    """The message alone; PyTorch puts a traceback before it if it is raised in a data worker."""
+    text, kind = str(error), type(error)
+    name = f"\n{kind.__module__}.{kind.__qualname__}: "
+    return text.split(name)[-1].rstrip() if text.startswith("Caught ") else text

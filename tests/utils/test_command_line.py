@@ -4,9 +4,10 @@
 import logging
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from d2kd.utils.command_line import exit_on_user_error
-from d2kd.utils.errors import ConfigError, D2kdError
+from d2kd.utils.errors import ConfigError, D2kdError, DatasetError
 
 TRAINING = logging.getLogger("detectron2.engine.train_loop")
 
@@ -33,6 +34,23 @@ def test_the_traceback_is_shown_on_request(capfd):
 def test_other_errors_pass(error):
     with pytest.raises(type(error)), exit_on_user_error():
         raise error
+
+
+class _Broken(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        try:
+            raise OSError("no such file")
+        except OSError as error:
+            raise DatasetError("image 0\n  is absent") from error
+
+
+def test_an_error_of_a_data_worker_is_its_message_alone(capfd):
+    with pytest.raises(SystemExit), exit_on_user_error():
+        list(DataLoader(_Broken(), num_workers=1))
+    assert capfd.readouterr().err == "image 0\n  is absent\n"
 
 
 def _log_error(error):
