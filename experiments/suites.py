@@ -1,11 +1,11 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""What the ablation compares: methods as yaml files and, for variants, options over them."""
+"""The methods that the ablation compares: yaml files, and for variants, options over them."""
 
 from typing import NamedTuple
 
 __all__ = ["BASELINE", "DETECTORS", "INHERIT", "SUITES", "Method", "Suite"]
 
-# As configs are named -> as tables and charts name them, in their order.
+# Name in configs -> name in tables and charts, in the order of the rows.
 DETECTORS = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet", "fcos": "FCOS", "gfl": "GFL"}
 
 
@@ -18,12 +18,12 @@ class Method(NamedTuple):
 
 
 class Suite(NamedTuple):
-    """What is compared on one dataset; teachers are ``configs/<suite>/<detector>_teacher.yaml``.
+    """The comparison on one data set; teachers are ``configs/<suite>/<detector>_teacher.yaml``.
 
     Attributes:
-        methods: detector -> the baseline, then the methods that are held against it.
-        splits: "test", reported, and "val", to choose weights on -> the options that select it.
-        iterations: of a student.
+        methods: detector -> the baseline, then the methods that are compared with it.
+        splits: "test" (reported) and "val" (to choose weights) -> the options that select it.
+        iterations: training iterations of a student.
     """
 
     methods: dict[str, tuple[Method, ...]]
@@ -49,7 +49,7 @@ def _shapes_baseline(detector: str) -> Method:
 
 
 def _tar(config: str) -> tuple[Method, ...]:
-    """TAR's losses alone, all of them, and its decay, which the rows before it are without."""
+    """Each of TAR's losses alone, all of them, and all with TAR's decay; only the last has it."""
     alone = (
         Method(f"TAR {name}", config, ("DISTILL.LOSSES", f"['{name}']", *_CONSTANT))
         for name in ("feature", "cls", "reg")
@@ -101,7 +101,7 @@ SUITES = {
     ),
 }
 
-# What a student can take over from its teacher: everything but the thin backbone.
+# The modules that a student can take from its teacher: all but the thin backbone.
 INHERIT: dict[str, tuple[str, ...]] = {
     "faster_rcnn": ("backbone.fpn", "proposal_generator", "roi_heads"),
     "retinanet": ("backbone.fpn", "head"),

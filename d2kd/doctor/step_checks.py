@@ -149,8 +149,8 @@ def check_time(cfg: CfgNode, trial: TrialResult) -> Finding:
     plain = statistics.median(trial.plain_seconds) * trial.shrink * batches
     whole = [_duration(x * cfg.SOLVER.MAX_ITER) for x in (ours, plain)]
     text = (
-        f"{ours:.2f} s per iteration, {plain:.2f} s without distillation: {whole[0]} and {whole[1]} "
-        f"for {cfg.SOLVER.MAX_ITER} iterations on this machine, without evaluation; "
+        f"{ours:.2f} s per iteration, {plain:.2f} s without distillation: {whole[0]} and "
+        f"{whole[1]} for {cfg.SOLVER.MAX_ITER} iterations on this machine, without evaluation; "
     ) + _measured_on(trial)
     loading, workers = statistics.median(trial.loading), cfg.DATALOADER.NUM_WORKERS
     if loading / max(workers, 1) > ours / batches:

@@ -133,7 +133,11 @@ def _try(step: TrialStep, batch: list[dict], trial: TrialResult) -> float:
 
 
 def _distilled_step(step: TrialStep, batch: list[dict], trial: TrialResult) -> float:
-    """Run a step and record its losses and gradients; returns seconds, 0 if a loss is not finite."""
+    """Run a step and record its losses and gradients.
+
+    Returns:
+        Its seconds; 0 if a loss is not finite, for then the step ends there.
+    """
     wait()
     start = time.perf_counter()
     losses = step.forward(batch)
