@@ -76,11 +76,11 @@ def _rows(result: dict) -> Iterator[tuple[str, float, float]]:
     yield "teacher, full inference", result["teacher_full_s"], spread["teacher_full"]
     yield "distilled step", result["distilled_step_s"], spread[f"distilled {ALL}"]
     for name, found in result["each_loss_alone"].items():
-        yield f"  {name} alone", found["distilled_step_s"], spread[f"distilled {name}"]
+        yield f"distilled step, {name} alone", found["distilled_step_s"], spread[f"distilled {name}"]
     for name, seconds in result["losses"].items():
         yield f"loss {name}", seconds, spread[f"loss {name}"]
     if result["adapters_s"]:
-        yield "  its adapters", result["adapters_s"], spread["adapters"]
+        yield "adapters of loss feature", result["adapters_s"], spread["adapters"]
 
 
 def _ratio_lines(result: dict) -> Iterator[str]:
