@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Measure the time and memory of a distilled training step, and how far it is above its lower bound.
+"""Measure a distilled training step's time and memory, and compare them with its lower bound.
 
 The lower bound of a distilled step is the baseline's step plus the teacher forward that the losses
 need. BENCHMARK.md has results and says how they are measured.

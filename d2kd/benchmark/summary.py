@@ -76,7 +76,8 @@ def _rows(result: dict) -> Iterator[tuple[str, float, float]]:
     yield "teacher, full inference", result["teacher_full_s"], spread["teacher_full"]
     yield "distilled step", result["distilled_step_s"], spread[f"distilled {ALL}"]
     for name, found in result["each_loss_alone"].items():
-        yield f"distilled step, {name} alone", found["distilled_step_s"], spread[f"distilled {name}"]
+        seconds = found["distilled_step_s"]
+        yield f"distilled step, {name} alone", seconds, spread[f"distilled {name}"]
     for name, seconds in result["losses"].items():
         yield f"loss {name}", seconds, spread[f"loss {name}"]
     if result["adapters_s"]:

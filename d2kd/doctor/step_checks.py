@@ -117,7 +117,7 @@ def _advise(key: str, weight: float, ratio: float, target: float) -> tuple[bool,
     return LOW <= ratio <= HIGH, advice
 
 
-def _advise_of_random(key: str, *_) -> tuple[bool, str]:
+def _advise_of_random(key: str, *_: float) -> tuple[bool, str]:
     """Suggest no weight: the loss of another start would be another."""
     return False, f"no {key} is suggested: the steps used random weights, not MODEL.WEIGHTS"
 
