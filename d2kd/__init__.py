@@ -5,6 +5,11 @@ Importing it registers d2kd's meta-architectures, paired forwards and synthetic 
 """
 
 from .utils import opencv  # noqa: F401  isort: skip  first: it explains why cv2 cannot be imported
+import warnings
+
+# torch warns of functions that Detectron2 and fvcore call; users of d2kd cannot change those.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+
 from . import data, modeling  # noqa: F401  registration
 from .config.defaults import add_d2kd_config
 from .engine import DistillTrainer, build_distill_hooks

@@ -1,15 +1,17 @@
 #!/usr/bin/env python
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Rerun the comparison of all methods: teachers, timing, and every student under several seeds.
+"""Rerun the comparison of all methods, each with several seeds.
 
-python -m experiments.ablation --suite shapes --seeds 1 2 3 --jobs 3
+    python -m experiments.ablation --suite shapes --seeds 1 2 3 --jobs 3
 
-Stops and resumes anywhere: what is finished lies under output/ablation. Teachers that are not there
-are trained first; then each method's step is timed with nothing beside it; then the students are
-trained, ``--jobs`` at a time with one thread each. A method is held against two baselines: one of
-as many iterations, and one of at least as much time (its iterations raised by the ratio of the
-seconds per iteration, rounded up to fifths so that methods share baselines). Writes
-docs/ablation/<suite>.json, <detector>.png and the tables of MODEL_ZOO.md.
+It can be interrupted and started again: finished trainings are kept under output/ablation. First
+it trains the teachers that are absent. Then it times each method's step with nothing else running.
+Then it trains the students, ``--jobs`` at a time with one thread each.
+
+A method is compared with two baselines. One has the same number of iterations. The other trains at
+least as long: its iterations are raised by the ratio of the seconds per iteration, rounded up to
+fifths so that methods share baselines. The script writes docs/ablation/<suite>.json,
+<detector>.png and the tables of MODEL_ZOO.md.
 """
 
 import argparse
@@ -31,19 +33,31 @@ TIMED_ROUNDS = 2
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=sorted(SUITES), default="shapes")
-    parser.add_argument("--detector", default="all", help="one of the suite's, or all")
-    parser.add_argument("--only", nargs="+", metavar="METHOD", help="these beside the baseline")
+    parser.add_argument("--detector", default="all", help="a detector of the suite, or all")
+    parser.add_argument(
+        "--only", nargs="+", metavar="METHOD", help="compare only these with the baseline"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--iterations", type=int, help="of each student; default: the suite's")
-    parser.add_argument("--inherit", action="store_true", help="students start from teacher parts")
+    parser.add_argument(
+        "--iterations", type=int, help="iterations of each student; default: the suite's"
+    )
+    parser.add_argument(
+        "--inherit", action="store_true", help="start students from parts of the teacher"
+    )
     parser.add_argument("--dataset", choices=("val", "test"), default="test")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, a thread each")
-    parser.add_argument("--time-only", action="store_true", help="train teachers, time, and stop")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="trainings at a time, with a thread each"
+    )
+    parser.add_argument(
+        "--time-only", action="store_true", help="train the teachers, time the methods, and stop"
+    )
     parser.add_argument("--timed-iterations", type=int, default=TIMED_ITERATIONS)
     parser.add_argument("--runs", type=Path, default=Path("output/ablation"))
     parser.add_argument("--teachers", type=Path, help="default: output/<suite>")
     parser.add_argument("--docs", type=Path, default=Path("docs/ablation"))
-    parser.add_argument("--zoo", type=Path, default=Path("MODEL_ZOO.md"), help="gets the tables")
+    parser.add_argument(
+        "--zoo", type=Path, default=Path("MODEL_ZOO.md"), help="page that gets the tables"
+    )
     args = parser.parse_args()
     args.iterations = args.iterations or SUITES[args.suite].iterations
     args.teachers = args.teachers or Path("output") / args.suite
@@ -52,7 +66,7 @@ def parse_args() -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Student:
-    """One row of the table before it is trained."""
+    """A row of the table before its training."""
 
     detector: str
     method: Method
@@ -64,11 +78,11 @@ class Student:
     equal_time_iterations: int
 
     def run(self, args: argparse.Namespace, seed: int) -> Run:
-        """Its training under one seed."""
+        """The training with one seed."""
         opts = [
             *self.method.opts,
             *("SOLVER.MAX_ITER", str(self.iterations)),
-            # The shapes' configs drop the learning rate at four fifths; BCCD's follow a cosine.
+            # The shapes' configs lower the learning rate at four fifths; BCCD's use a cosine.
             *("SOLVER.STEPS", f"({self.iterations * 4 // 5},)"),
             *("SEED", str(seed)),
             *SUITES[args.suite].splits[args.dataset],
@@ -90,7 +104,7 @@ def _folder(args: argparse.Namespace, detector: str) -> Path:
 
 
 def choose_methods(args: argparse.Namespace) -> dict[str, list[Method]]:
-    """Each of ``--detector``'s methods: the baseline and ``--only``, or all.
+    """The methods to compare for each detector: the baseline and ``--only``, or all.
 
     Raises:
         SystemExit: a name is unknown.
@@ -113,7 +127,7 @@ def choose_methods(args: argparse.Namespace) -> dict[str, list[Method]]:
 
 
 def ensure_teacher(args: argparse.Namespace, detector: str) -> tuple[str, float]:
-    """The path of the detector's teacher, trained by its own yaml if not there, and its AP."""
+    """Train the detector's teacher by its own yaml if it is absent; returns its path and AP."""
     folder = args.teachers / f"{detector}_teacher"
     weights = folder / "model_final.pth"
     if not weights.is_file():
@@ -128,9 +142,9 @@ def with_teacher(method: Method, weights: str) -> Method:
 def time_methods(
     args: argparse.Namespace, detector: str, methods: list[Method]
 ) -> dict[str, float]:
-    """Seconds per iteration of each method, one after the other and on one thread.
+    """Measure each method's seconds per iteration, one after the other on one thread.
 
-    The lower of rounds over all methods: whatever else a machine does only ever adds.
+    The result is the lowest over several rounds, because other work on the machine only adds time.
     """
     times = {method.name: math.inf for method in methods}
     for turn, method in product(range(TIMED_ROUNDS), methods):
@@ -146,7 +160,7 @@ def time_methods(
 def plan(
     args: argparse.Namespace, detector: str, methods: list[Method], times: dict[str, float]
 ) -> list[Student]:
-    """The students to train: the baseline, each method, and the longer baselines they need."""
+    """List the students to train: the baseline, each method, and the longer baselines."""
     base = args.iterations
     baseline = Student(
         detector, methods[0], args.inherit, "iterations", base, base, times[BASELINE], base
@@ -169,25 +183,30 @@ def plan(
 
 
 def equal_time_iterations(iterations: int, ratio: float) -> int:
-    """Iterations of a baseline with at least a method's time; ``ratio`` of their s/iteration."""
+    """Iterations of a baseline that trains at least as long as a method.
+
+    Args:
+        iterations: the method's.
+        ratio: the method's seconds per iteration over the baseline's.
+    """
     return round(iterations * max(5, math.ceil(5 * ratio)) / 5)
 
 
 def train_all(
     args: argparse.Namespace, students: list[Student]
 ) -> dict[Student, dict[int, dict[str, float]]]:
-    """Train every student under every seed, ``--jobs`` at a time with one thread each.
+    """Train every student with every seed, ``--jobs`` at a time with one thread each.
 
     Returns:
         dict: student -> seed -> results.
 
     Raises:
-        SystemExit: some training failed; the others have been finished.
+        SystemExit: a training failed; the others were finished.
     """
     results = {student: {} for student in students}
     failures = []
     with ThreadPoolExecutor(args.jobs) as pool:
-        # Seed by seed, so that a stopped suite leaves whole comparisons.
+        # Seed by seed, so that an interrupted suite has complete comparisons.
         jobs = {
             pool.submit(train, student.run(args, seed), threads=1, every=100): (student, seed)
             for seed in args.seeds
@@ -204,12 +223,14 @@ def train_all(
             name = student.run(args, seed).name
             print(f"{done}/{len(jobs)} {name}: AP {job.result()['AP']:.1f}", flush=True)
     if failures:
-        raise SystemExit(f"{len(failures)} of {len(jobs)} trainings failed; call again to retry")
+        raise SystemExit(
+            f"{len(failures)} of {len(jobs)} trainings failed; run this again to retry them"
+        )
     return results
 
 
 def make_row(student: Student, results: dict[int, dict[str, float]], teacher_ap: float) -> Row:
-    """The row of a student; ``results`` by seed."""
+    """The row of a trained student, from its results by seed."""
     return Row(
         detector=student.detector,
         method=student.method.name,

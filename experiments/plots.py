@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""What the tools draw: detections side by side, and bars with the spread of the seeds."""
+"""Plots: detections side by side, bars with the spread over seeds, and growth of costs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,12 +35,12 @@ def detections_grid(
     class_names: Sequence[str],
     path: Path,
 ) -> None:
-    """One row for each image, one column for each detector.
+    """Draw one row for each image and one column for each detector.
 
     Args:
         images: (H, W, 3) RGB, uint8.
         columns: title -> detections, one for each image.
-        class_names: of the class indices.
+        class_names: names of the classes, by index.
         path: the picture to write.
     """
     size = (2.9 * len(columns), 2.9 * len(images) + 0.9)
@@ -87,7 +87,7 @@ def _draw(axis: Axes, image: np.ndarray, found: Detections) -> None:
 
 
 class Bar(NamedTuple):
-    """One bar: its label, the mean and spread of AP, and the mean of its equal-time baseline."""
+    """One bar: label, mean and standard deviation of AP, mean AP of its equal-time baseline."""
 
     label: str
     mean: float
@@ -96,7 +96,7 @@ class Bar(NamedTuple):
 
 
 def bar_chart(panels: dict[str, list[Bar]], path: Path) -> None:
-    """One panel of bars for each title; the first bar is the baseline that others are held against.
+    """Draw one panel of bars for each title; the first bar is the baseline.
 
     Args:
         panels: title -> bars.
@@ -134,17 +134,17 @@ def _draw_bars(axis: Axes, bars: list[Bar]) -> None:
 
 
 def _write_at_base(axis: Axes, x: float, text: str) -> None:
-    """At the foot of a bar, where neither its error bar nor another baseline's mark runs."""
+    """Write at the foot of a bar, away from its error bar and the other baseline's mark."""
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
     above = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "va": "bottom"}
     axis.annotate(text, (x, 0), fontsize=9, bbox=box, **above)
 
 
 def loglog_chart(panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], path: Path) -> None:
-    """One panel of seconds for each quantity, with a dotted line for linear growth.
+    """Draw one panel of seconds for each quantity, with a dotted line for linear growth.
 
     Args:
-        panels: quantity -> label -> its values and the seconds.
+        panels: quantity -> label -> values of the quantity, and seconds.
         path: the picture to write.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.8), squeeze=False)

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The ablation's rows: kept as JSON, written as a table, drawn as bars."""
+"""The ablation's rows: stored as JSON, written as a table, drawn as bars."""
 
 import json
 import re
@@ -18,15 +18,15 @@ __all__ = ["Row", "insert", "markdown", "merge", "write_report"]
 
 @dataclass(frozen=True)
 class Row:
-    """One method under all seeds.
+    """One method's results over all seeds.
 
     Attributes:
-        budget: "iterations": as many as the others of its table, ``base_iterations``; "time": a
-            baseline that trains as long as some method does.
-        equal_time_iterations: of the baseline that takes as long as this row's training.
-        seconds_per_iter: on one thread, with nothing beside it.
-        teacher_ap: on the test split.
-        ap, ap50: one for each of ``seeds``.
+        budget: "iterations" if it trains for its table's ``base_iterations``; "time" for a longer
+            baseline, which trains as long as some method does.
+        equal_time_iterations: iterations of the baseline that trains as long as this row.
+        seconds_per_iter: on one thread, with nothing else running.
+        teacher_ap: the teacher's, on the test split.
+        ap, ap50: one value for each of ``seeds``.
     """
 
     detector: str
@@ -71,18 +71,18 @@ def _std(values: list[float]) -> float:
 
 
 def write_report(rows: list[Row], folder: Path, name: str, document: Path) -> None:
-    """Put rows into ``<folder>/<name>.json``, over older ones of the same key, and redraw.
+    """Merge rows into ``<folder>/<name>.json`` and redraw tables and charts.
 
     Args:
-        rows: of the latest run.
-        folder: also gets one chart a detector.
-        name: of the suite.
-        document: markdown; a detector's tables replace what stands between the lines
-            ``<!-- ablation <name> <detector> -->`` and ``<!-- end -->``, if they are there.
+        rows: of the latest run; they replace stored rows with the same key.
+        folder: for the JSON and one chart for each detector.
+        name: the suite's.
+        document: Markdown; a detector's tables replace the text between the lines
+            ``<!-- ablation <name> <detector> -->`` and ``<!-- end -->``, if it has them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    # Suites of two detectors may end at the same time.
+    # Two processes, one for each detector, may finish at the same time.
     with file_lock(str(path)):
         old = json.loads(path.read_text())["rows"] if path.is_file() else []
         rows = merge([Row.from_json(row) for row in old], rows)
@@ -98,16 +98,16 @@ def write_report(rows: list[Row], folder: Path, name: str, document: Path) -> No
 
 
 def insert(document: Path, begin: str, text: str) -> None:
-    """Put ``text`` between the lines ``begin`` and ``<!-- end -->`` of a document that has them."""
+    """Put ``text`` between the lines ``begin`` and ``<!-- end -->``, if the document has them."""
     between = re.compile(
         rf"(?<={re.escape(begin)}\n).*?(?=^<!-- end -->$)", re.DOTALL | re.MULTILINE
     )
-    # Once: where nothing stands between them yet, a second match would reach the next one's end.
+    # count=1: if nothing is between the lines yet, a second match would reach the next table's end.
     document.write_text(between.sub(lambda _: f"\n{text}\n", document.read_text(), count=1))
 
 
 def merge(old: list[Row], new: list[Row]) -> list[Row]:
-    """Both, the new ones first and in place of old ones of the same key; tables stay together."""
+    """Join rows, the new ones first; a new row replaces an old one of the same key."""
     rows = {row.key: row for row in new}
     for row in old:
         rows.setdefault(row.key, row)
@@ -133,7 +133,7 @@ def _baseline(rows: list[Row], iterations: int) -> Row | None:
 
 
 def _gain(row: Row, baseline: Row | None) -> tuple[float, float] | None:
-    """Mean and standard deviation of the difference over the seeds that both have."""
+    """Mean and standard deviation of the difference, over the seeds that both rows have."""
     if baseline is None:
         return None
     theirs = dict(zip(baseline.seeds, baseline.ap))
@@ -146,7 +146,7 @@ def _format_gain(gain: tuple[float, float] | None) -> str:
 
 
 def markdown(rows: list[Row]) -> str:
-    """One table for each detector, start and length of training."""
+    """Write one table for each detector, kind of start and length of training."""
     parts = []
     for table, found in _tables(rows).items():
         lines = [_line(row, found) for row in found]
@@ -178,7 +178,7 @@ def _line(row: Row, rows: list[Row]) -> list[str]:
 
 
 def _bars(rows: list[Row]) -> list[Bar]:
-    """The baseline first, then the methods; longer baselines become marks on these."""
+    """One bar for the baseline and each method; longer baselines become marks on the bars."""
     bars = []
     for row in rows:
         if row.budget == "time":

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""What the ablation compares: methods as yaml files and, for variants, options over them."""
+"""The methods that the ablation compares: yaml files, and for variants, options over them."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from experiments.training_runs import ROOT
 
 __all__ = ["BASELINE", "DETECTORS", "INHERIT", "SUITES", "Method", "Suite", "teacher_config"]
 
-# As configs are named -> as tables and charts name them, in their order.
+# Name in configs -> name in tables and charts, in the order of the rows.
 DETECTORS = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet", "fcos": "FCOS", "gfl": "GFL"}
 
 
@@ -29,9 +29,9 @@ class Suite(NamedTuple):
     """What is compared on one dataset.
 
     Attributes:
-        methods: detector -> the baseline, then the methods that are held against it.
-        splits: "test", reported, and "val", to choose weights on -> the options that select it.
-        iterations: of a student.
+        methods: detector -> the baseline, then the methods that are compared with it.
+        splits: "test" (reported) and "val" (to choose weights) -> the options that select it.
+        iterations: training iterations of a student.
     """
 
     methods: dict[str, tuple[Method, ...]]
@@ -60,7 +60,7 @@ def _shapes_baseline(detector: str) -> Method:
 
 
 def _tar(config: str) -> tuple[Method, ...]:
-    """TAR's losses alone, all of them, and its decay, which the rows before it are without."""
+    """Each of TAR's losses alone, all of them, and all with TAR's decay; only the last has it."""
     alone = (
         Method(f"TAR {name}", config, ("DISTILL.LOSSES", f"['{name}']", *_CONSTANT))
         for name in ("feature", "cls", "reg")

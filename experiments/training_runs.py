@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""One training as a subprocess of train_net.py: started, watched, and its results read back."""
+"""Trainings as subprocesses of train_net.py: start one, print its progress, read its results."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
 from d2kd import add_d2kd_config
-from d2kd.utils.files import sha256
+from d2kd.utils.device import device_or_cpu
+from d2kd.utils.files import atomic_write, sha256
 
 __all__ = [
     "ROOT",
@@ -33,7 +33,7 @@ __all__ = [
     "train",
 ]
 
-# Configs name each other, the teacher's weights and output folders from here.
+# Paths in configs (bases, teachers, output folders) are relative to the repository's root.
 ROOT = Path(__file__).resolve().parents[1]
 
 _SCALAR = re.compile(r"(\S+): (\S+)")
@@ -41,7 +41,7 @@ _SCALAR = re.compile(r"(\S+): (\S+)")
 
 @dataclass(frozen=True)
 class Run:
-    """One training: ``name`` stands before its progress lines, ``opts`` override ``config``."""
+    """One training: ``name`` begins its progress lines, ``opts`` override ``config``."""
 
     name: str
     config: str
@@ -50,24 +50,24 @@ class Run:
 
 
 def device() -> str:
-    """MODEL.DEVICE for this machine."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """MODEL.DEVICE for this machine: the GPU if there is one."""
+    return device_or_cpu("cuda")[0]
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file in hex, or "" if it is not there."""
+    """The SHA-256 of a file in hexadecimal digits; "" if it is absent."""
     return sha256(path) if path.is_file() else ""
 
 
 def cached_result(folder: Path, settings: dict, compute: Callable[[], dict]) -> dict:
-    """Results that lie in ``folder`` if they were computed with these settings, or computed now.
+    """Return the stored results if they have these settings; else compute and store them.
 
-    A folder whose settings differ, or that was not finished, is emptied first.
+    A folder with other settings, or with an unfinished computation, is emptied first.
 
     Args:
-        folder: keeps ``run.json``, written last, and whatever ``compute`` writes.
-        settings: everything the results depend on; JSON.
-        compute: gives the results; JSON.
+        folder: for ``run.json``, which is written last, and the files that ``compute`` writes.
+        settings: everything that the results depend on; JSON.
+        compute: returns the results; JSON.
     """
     record = folder / "run.json"
     settings = json.loads(json.dumps(settings))
@@ -79,18 +79,17 @@ def cached_result(folder: Path, settings: dict, compute: Callable[[], dict]) -> 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     results = compute()
-    unfinished = record.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
-    unfinished.replace(record)
+    with atomic_write(str(record), "w") as file:
+        file.write(json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
     return results
 
 
 def train(run: Run, threads: int | None = None, every: int = 20) -> dict[str, float]:
-    """Train and evaluate as ``run`` says, unless its results are there already.
+    """Train and evaluate a run, unless its results with the same settings are there already.
 
     Args:
         run: its settings are the merged yaml, the options and the teacher's file.
-        threads: of the process; None leaves the choice to PyTorch.
+        threads: CPU threads of the process; None lets PyTorch choose.
         every: iterations between two printed lines; a multiple of 20, Detectron2's period.
 
     Returns:
@@ -113,13 +112,13 @@ def _teacher_sha256(run: Run) -> str:
 
 
 def execute(run: Run, threads: int | None = None, every: int = 20) -> dict[str, float]:
-    """As ``train``, in any case, and into an output folder as it is.
+    """Train and evaluate a run, whatever its output folder already holds; see ``train``.
 
     Raises:
-        RuntimeError: the training failed; carries the end of its output.
+        RuntimeError: the training failed; the message has the end of its output.
     """
     run.output.mkdir(parents=True, exist_ok=True)
-    opts = [*run.opts, "MODEL.DEVICE", device(), "OUTPUT_DIR", str(run.output)]
+    opts = ["MODEL.DEVICE", device(), *run.opts, "OUTPUT_DIR", str(run.output)]
     command = [sys.executable, "train_net.py", "--config-file", run.config, *opts]
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
     if threads is not None:
@@ -137,13 +136,13 @@ def execute(run: Run, threads: int | None = None, every: int = 20) -> dict[str, 
     if process.returncode:
         raise RuntimeError(
             f"{' '.join(command)} ended with {process.returncode}; {run.output}/console.txt has "
-            f"all of its output, which ends in\n{tail}"
+            f"the whole output, which ends with\n{tail}"
         )
     return {"params": _student_params(run.output), **metrics(run.output / "metrics.json")}
 
 
 def _relay(output: Iterable[str], run: Run, every: int) -> str:
-    """Keep a training's output in ``console.txt`` and print its progress; returns its end."""
+    """Write a training's output to ``console.txt``, print its progress, return its last lines."""
     tail = deque(maxlen=30)
     with open(run.output / "console.txt", "w") as console:
         for line in output:
@@ -156,7 +155,7 @@ def _relay(output: Iterable[str], run: Run, every: int) -> str:
 
 
 def progress(line: str, every: int) -> str:
-    """What a line of Detectron2's log says, in short; "" if it is not about progress."""
+    """Shorten a line of Detectron2's log; "" if it is not about progress."""
     if "Start inference on" in line:
         return f"evaluating on {line.split('Start inference on')[1].split()[0]} batches"
     values = dict(_SCALAR.findall(line.split("]: ", 1)[-1]))
@@ -174,15 +173,15 @@ def progress(line: str, every: int) -> str:
 
 
 def metrics(path: Path) -> dict[str, float]:
-    """Seconds per iteration and, if it was evaluated, AP, AP50, AP75 from a ``metrics.json``.
+    """Read seconds per iteration and, after an evaluation, AP, AP50 and AP75 of a ``metrics.json``.
 
-    Detectron2 writes medians over the last 20 iterations; those of the first 20 are warm-up and
-    count only when there are no others.
+    Detectron2 writes medians over the last 20 iterations. Those of the first 20 are warm-up and
+    count only if there are no others.
     """
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     times = [row["time"] for row in rows if "time" in row]
     if not times:
-        raise ValueError(f"{path} times no iteration: Detectron2 leaves the first three out")
+        raise ValueError(f"{path} has no times: train for more than 3 iterations")
     results = {"seconds_per_iter": round(statistics.median(times[1:] or times), 4)}
     evaluated = [row for row in rows if "bbox/AP" in row]
     if evaluated:
@@ -192,13 +191,13 @@ def metrics(path: Path) -> dict[str, float]:
 
 def _student_params(folder: Path) -> int:
     cfg = get_cfg()
-    add_d2kd_config(cfg)  # FCOS and GFL have keys of their own
+    add_d2kd_config(cfg)  # has the keys of FCOS and GFL
     cfg.merge_from_file(str(folder / "student.yaml"))
     return count_params(cfg)
 
 
 def count_params(cfg: CfgNode) -> int:
-    """The number of parameters of the detector of a config."""
+    """Count the parameters of a config's detector."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"

@@ -3,7 +3,6 @@
 
 import os
 import signal
-import sys
 
 import pytest
 import torch
@@ -41,16 +40,15 @@ def train_set(tmp_path_factory):
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory):
     """The JSON of a real, tiny run with memory."""
-    from d2kd.benchmark import run as benchmark
+    from d2kd.benchmark import command
 
     path = tmp_path_factory.mktemp("benchmark") / "shapes" / "a.json"
     config = str(
         ROOT / "configs/shapes/TAR/faster_rcnn_R_50_eighth_from_R_50_three_eighths_800.yaml"
     )
     options = ["--size", "64", "64", "--batch", "1", "--steps", "2", "--warmup", "1"]
-    argv = ["benchmark.py", "--config-file", config, "--json", str(path), "--random-weights"]
+    options += ["--config-file", config, "--output", str(path), "--random-weights"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(sys, "argv", [*argv, *options, "--threads", "1", "MODEL.DEVICE", "cpu"])
-        benchmark.main()
+        command.main([*options, "--threads", "1", "MODEL.DEVICE", "cpu"])
     return path

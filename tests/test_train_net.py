@@ -86,7 +86,7 @@ def test_wrong_keys_stop_before_training(trained, tmp_path):
 
 @pytest.mark.parametrize("options", [[], ["--num-processes", 2], ["--traceback"]])
 def test_a_wrong_key_is_one_message_and_status_2(tmp_path, options):
-    config = ROOT / "configs/shapes/TAR/faster_rcnn_thin_from_wide_800.yaml"
+    config = ROOT / "configs/shapes/TAR/faster_rcnn_R_50_eighth_from_R_50_three_eighths_800.yaml"
     code, text = _call(config, *options, "OUTPUT_DIR", tmp_path, "SOLVER.BASE_LRR", 1)
     assert code == 2 and "SOLVER.BASE_LRR" in text
     assert ("Traceback" in text) == ("--traceback" in options)

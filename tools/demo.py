@@ -1,14 +1,11 @@
 #!/usr/bin/env python
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Train a teacher's student with and without the teacher, on the synthetic shapes.
-
-python tools/demo.py [--iterations N] [--seed N] [--output FOLDER]
-"""
+"""Train a student with and without a teacher on the synthetic shapes, and compare the three."""
 
 import sys
 from pathlib import Path
 
-# ``experiments`` is not installed: it lies beside this folder.
+# ``experiments`` is not installed; it is found beside this folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.demo import main  # noqa: E402

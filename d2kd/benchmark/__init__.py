@@ -1,2 +1,2 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""What a distilled step costs."""
+"""Measures the time and memory of a distilled training step."""

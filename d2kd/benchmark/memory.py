@@ -1,19 +1,15 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Peak memory of a few steps, each kind of step in a process of its own.
+"""Peak memory of a few steps, each kind of step in its own process.
 
-Counted is what the process needs beyond interpreter, libraries and batch: its peak while it runs
-the steps, less what was in use before the networks were built (on a CPU, resident memory; on a
-GPU, what PyTorch allocated there).
+The result is the process's peak during the steps minus its memory before the networks were built.
+It is resident memory on a CPU, and what PyTorch allocated on a GPU.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
-
-warnings.simplefilter("ignore", FutureWarning)
 
 import torch
 from detectron2.config import CfgNode
@@ -28,12 +24,12 @@ from .tasks import Task, teacher_needed, train_step
 __all__ = ["measure_peak", "measure_peaks", "resident_mib"]
 
 PARTS = ("student", "teacher", "distilled")
-# The optimizer's state is there from the second one on.
+# The optimizer's state is allocated in the first step, so the second one is a whole one.
 STEPS = 3
 
 
 def resident_mib(field: str) -> float:
-    """MiB of VmRSS (now) or VmHWM (the most so far)."""
+    """MiB of VmRSS (current) or VmHWM (peak) of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(x.split()[1]) / 1024 for x in lines if x.startswith(field + ":"))
 
@@ -44,13 +40,13 @@ def _in_use(device: str) -> float:
 
 
 def _peak(device: str) -> float:
-    """MiB, the most since ``_forget_peak``."""
+    """Peak MiB since ``_reset_peak``."""
     cuda = device.startswith("cuda")
     return torch.cuda.max_memory_allocated() / 2**20 if cuda else resident_mib("VmHWM")
 
 
-def _forget_peak(device: str) -> None:
-    """Loading weights takes more than it leaves, and is over when training starts."""
+def _reset_peak(device: str) -> None:
+    """Start a new peak: the extra memory for loading weights is free again when training starts."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -58,11 +54,11 @@ def _forget_peak(device: str) -> None:
 
 
 def measure_peaks(args: argparse.Namespace, requires: frozenset[str]) -> dict:
-    """MiB of each part, and the distilled step's over the sum of student's and teacher's.
+    """Measure each part's peak; the ratio is distilled over the sum of student and teacher.
 
     Args:
-        args: of the benchmark.
-        requires: what the losses read of the teacher.
+        args: the benchmark's.
+        requires: the teacher's outputs that the losses need.
     """
     peaks = {part: measure_peak(part, args, requires) for part in PARTS}
     ratio = peaks["distilled"] / (peaks["student"] + peaks["teacher"])
@@ -70,7 +66,7 @@ def measure_peaks(args: argparse.Namespace, requires: frozenset[str]) -> dict:
 
 
 def measure_peak(part: str, args: argparse.Namespace, requires: frozenset[str]) -> float:
-    """MiB of one of PARTS; ``requires`` is read for the teacher alone."""
+    """Measure the peak MiB of one of PARTS; ``requires`` matters for the teacher only."""
     named = ",".join([part, *sorted(requires)])
     command = [sys.executable, "-m", "d2kd.benchmark.memory", named, *as_arguments(args)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -85,10 +81,10 @@ def _build_task(
     if part == "student":
         return train_step(cfg, build_stock(cfg), batches)
     if part == "distilled":
-        pair = build_networks(cfg, random, apart=False)
+        pair = build_networks(cfg, random, separate_baseline=False)
         return train_step(cfg, pair.distiller(list(pair.losses)), batches)
     teacher = build_any_teacher(cfg, random)[0]
-    # As many regions as a student's sampler makes positive at most, roughly.
+    # About as many regions as a student's sampler takes as positive at most.
     regions = [_regions(batch, 32, teacher.model.device) for batch in batches]
     return teacher_needed(cfg, teacher, requires, batches, regions)
 
@@ -110,7 +106,7 @@ def main() -> None:
     batches = load_batches(cfg, args)
     before = _in_use(cfg.MODEL.DEVICE)
     task = _build_task(part, frozenset(requires), cfg, batches, args.random_weights)
-    _forget_peak(cfg.MODEL.DEVICE)
+    _reset_peak(cfg.MODEL.DEVICE)
     for turn in range(STEPS):
         task(turn)
     print(json.dumps(round(_peak(cfg.MODEL.DEVICE) - before, 1)))

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""What the benchmark measures: a student, its teacher and batches, from a config."""
+"""The networks and batches that the benchmark measures, built from a config."""
 
 import copy
 import os
@@ -25,6 +25,8 @@ from ..modeling.build import build_student, build_teacher, read_teacher_config
 from ..modeling.build_losses import build_distill_losses, union_of_requires
 from ..modeling.compatibility import check_pair
 from ..modeling.paired_forward.registry import get_paired_forward
+from ..utils.device import device_or_cpu
+from ..utils.errors import ConfigError
 
 __all__ = [
     "Pair",
@@ -39,14 +41,14 @@ __all__ = [
 
 @dataclass
 class Pair:
-    """Two detectors and what is compared.
+    """Two detectors and the losses between them.
 
     Attributes:
-        stock: Detectron2's own model of the student's config; its tensors are the student's.
-        teacher: as Detectron2 builds it, in its own layout: of the floor.
-        optimized_teacher: the same as the config's keys have it, e.g. channels last; the
-            distilled step uses it.
-        random: whose weights are random; any of "student", "teacher".
+        stock: Detectron2's own model of the student's config, which shares the student's tensors.
+        teacher: as Detectron2 builds and runs it; the lower bound is measured with it.
+        optimized_teacher: the same with DISTILL.TEACHER's layout, compilation and precision; the
+            distilled step is measured with it.
+        random: those of "student" and "teacher" whose weights are random.
     """
 
     cfg: CfgNode
@@ -58,7 +60,7 @@ class Pair:
     random: list[str]
 
     def distiller(self, names: Sequence[str]) -> Distiller:
-        """What training under these losses alone would build, on the shared networks."""
+        """The model that training with these losses alone would build, on the shared networks."""
         model = Distiller(
             student=self.student,
             teacher=self.optimized_teacher,
@@ -71,33 +73,34 @@ class Pair:
         return model
 
     def requires(self, names: Sequence[str]) -> frozenset[str]:
-        """What these losses read of the teacher."""
+        """The outputs of the teacher that these losses need."""
         return union_of_requires(self.losses[name] for name in names)
 
 
 def read_config(path: str, opts: Sequence[str]) -> CfgNode:
-    """The config as train_net.py reads it, on the GPU if there is one.
+    """The config as train_net.py reads it, on the CPU if there is no GPU, which is printed.
 
     Raises:
-        ValueError: a key is unknown or out of range, or nothing is distilled.
+        ConfigError: a key is unknown or out of range, or nothing is distilled.
     """
     cfg = load_config(path, opts)
-    if "MODEL.DEVICE" not in opts:
-        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     if not cfg.DISTILL.ENABLED:
-        raise ValueError(f"{path} trains without a teacher: set DISTILL.ENABLED True")
+        raise ConfigError(f"{path} trains without a teacher: set DISTILL.ENABLED to True")
+    cfg.MODEL.DEVICE, changed = device_or_cpu(cfg.MODEL.DEVICE)
+    if changed:
+        print(changed, flush=True)
     cfg.freeze()
     return cfg
 
 
 def build_stock(cfg: CfgNode) -> nn.Module:
-    """The plain student as stock Detectron2 builds it, in training mode; its weights are random."""
+    """The baseline as stock Detectron2 builds it, in training mode and with random weights."""
     torch.manual_seed(1)
     return _tame(build_model(student_config(cfg)).train())
 
 
 def build_any_teacher(cfg: CfgNode, random_weights: bool = False) -> tuple[FrozenTeacher, bool]:
-    """The teacher, and whether its weights are random: if asked, or if the file is lacking."""
+    """The teacher, and whether its weights are random: if asked for, or if the file is absent."""
     teacher_cfg = read_teacher_config(cfg)
     if not random_weights and os.path.isfile(teacher_cfg.MODEL.WEIGHTS):
         return build_teacher(teacher_cfg, cfg.INPUT.FORMAT), False
@@ -106,13 +109,16 @@ def build_any_teacher(cfg: CfgNode, random_weights: bool = False) -> tuple[Froze
     return FrozenTeacher(_tame(build_model(teacher_cfg)), swap_channels=swap), True
 
 
-def build_networks(cfg: CfgNode, random_weights: bool = False, apart: bool = True) -> Pair:
-    """Both detectors and the losses; weights that are not on this machine are random instead.
+def build_networks(
+    cfg: CfgNode, random_weights: bool = False, separate_baseline: bool = True
+) -> Pair:
+    """Build both detectors and the losses; weights whose file is absent are random.
 
     Args:
         cfg: from ``read_config``.
-        random_weights: also where the files are there.
-        apart: with what the floor needs, a stock student and a teacher of its own.
+        random_weights: use random weights even if the files are there.
+        separate_baseline: also build what the lower bound needs, a stock student and a teacher
+            without the optimizations.
     """
     torch.manual_seed(1)
     random, student = [], _tame(build_student(cfg).train())
@@ -124,7 +130,7 @@ def build_networks(cfg: CfgNode, random_weights: bool = False, apart: bool = Tru
     random += ["teacher"] if drawn else []
     keys = cfg.DISTILL.TEACHER
     optimized_teacher = FrozenTeacher(
-        copy.deepcopy(teacher.model) if apart else teacher.model,
+        copy.deepcopy(teacher.model) if separate_baseline else teacher.model,
         swap_channels=teacher.swap_channels,
         layout=keys.LAYOUT,
         compiled=keys.COMPILE,
@@ -133,14 +139,14 @@ def build_networks(cfg: CfgNode, random_weights: bool = False, apart: bool = Tru
     )
     losses = build_distill_losses(cfg, student, teacher.model).to(cfg.MODEL.DEVICE)
     check_pair(cfg, read_teacher_config(cfg), union_of_requires(losses.values()))
-    stock = build_stock(cfg) if apart else None
+    stock = build_stock(cfg) if separate_baseline else None
     if stock:
         stock.load_state_dict(student.state_dict(keep_vars=True), assign=True)
     return Pair(cfg, stock, student, teacher, optimized_teacher, losses, random)
 
 
 def _tame(model: nn.Module) -> nn.Module:
-    """Keep the features of deep random networks of order 1: each block adds little to its input."""
+    """Keep the features of a deep random network of order 1: let each block change them little."""
     for module in model.modules():
         if isinstance(module, BottleneckBlock):
             module.conv3.norm.weight.data.fill_(0.2)
@@ -150,11 +156,13 @@ def _tame(model: nn.Module) -> nn.Module:
 def synthetic_batches(
     cfg: CfgNode, size: tuple[int, int], images: int, boxes: int, count: int = 1
 ) -> list[list[dict]]:
-    """Noise with ``boxes`` random boxes in each image, from a fifth to half of its sides.
+    """Batches of noise images with random boxes, a fifth to half of the image's sides long.
 
     Args:
         size: height and width in pixels.
-        count: of batches.
+        images: number of images in a batch.
+        boxes: number of boxes in an image.
+        count: number of batches.
     """
     generator = torch.Generator().manual_seed(0)
     (height, width), classes = size, num_classes(cfg)
@@ -172,7 +180,7 @@ def synthetic_batches(
 
 
 def real_batches(cfg: CfgNode, count: int = 4) -> list[list[dict]]:
-    """The first batches of DATASETS.TRAIN, loaded here."""
+    """The first batches of DATASETS.TRAIN, loaded in this process."""
     register_custom_datasets(cfg)
     cfg = cfg.clone()
     cfg.defrost()

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The tasks that are timed: steps of training, the teacher's parts, each loss on its own."""
+"""The tasks that are timed: training steps, the teacher's parts, and each loss on its own."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ..config.detectors import get_detector
-from ..engine import DistillTrainer
+from ..engine.trial_step import TrialStep
 from ..modeling import FrozenTeacher
 from ..modeling.paired_forward import dense, rcnn
 from ..modeling.paired_forward.registry import RequiredOutputs
@@ -18,10 +18,12 @@ from ..structures import DetectorOutputs, DistillStep
 from .networks import Pair
 
 __all__ = [
+    "ALL",
     "Recorded",
     "Task",
     "adapters_task",
-    "floor_and_step",
+    "build_tasks",
+    "lower_bound_and_step",
     "loss_task",
     "record_batches",
     "teacher_full",
@@ -29,15 +31,40 @@ __all__ = [
     "train_step",
 ]
 
+# Called with the number of the round.
 Task = Callable[[int], object]
+# The name of a task's variant with every enabled loss; others bear one loss's name.
+ALL = "all"
+
+
+def build_tasks(pair: Pair, batches: list[list[dict]], alone: bool = True) -> dict[str, Task]:
+    """Everything that is timed, by name.
+
+    Args:
+        alone: also time steps with each loss alone.
+    """
+    recorded, names = record_batches(pair, batches), list(pair.losses)
+    regions, teacher = [now.regions for now in recorded], pair.teacher
+    sets = {ALL: names, **({name: [name] for name in names} if alone and len(names) > 1 else {})}
+    tasks = {"student": train_step(pair.cfg, pair.stock, batches)}
+    tasks["teacher_full"] = teacher_full(teacher.model, batches)
+    for key, chosen in sets.items():
+        requires = pair.requires(chosen)
+        tasks[f"needed {key}"] = teacher_needed(pair.cfg, teacher, requires, batches, regions)
+        tasks[f"distilled {key}"] = train_step(pair.cfg, pair.distiller(chosen), batches)
+    for name in names:
+        tasks[f"loss {name}"] = loss_task(pair.losses[name], recorded)
+    if "feature" in names and len(list(pair.losses["feature"].parameters())):
+        tasks["adapters"] = adapters_task(pair.losses["feature"], recorded)
+    return tasks
 
 
 @dataclasses.dataclass
 class Recorded:
-    """What both detectors computed for one batch, and the boxes of the teacher's box head.
+    """The outputs of both detectors on one batch, and the boxes of the teacher's box head.
 
     Attributes:
-        step: the student's tensors are leaves that want gradients.
+        step: the student's tensors in it are leaves that require gradients.
         regions: None if the teacher's box head did not run.
     """
 
@@ -46,7 +73,7 @@ class Recorded:
 
 
 def record_batches(pair: Pair, batches: list[list[dict]]) -> list[Recorded]:
-    """Run every batch once under all losses and keep what the losses were given."""
+    """Run every batch once with all losses and keep what the losses were given."""
     model, seen, found = pair.distiller(list(pair.losses)), [], []
     hook = None
     if get_detector(pair.cfg).two_stage and pair.requires(list(pair.losses)) - {"features"}:
@@ -80,29 +107,18 @@ def _with_leaves(step: DistillStep) -> DistillStep:
 
 
 def train_step(cfg: CfgNode, model: nn.Module, batches: list[list[dict]]) -> Task:
-    """Forward, backward and the optimizer's step at learning rate 0, which costs what others do."""
-    optimizer = DistillTrainer.build_optimizer(cfg, model)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    amp = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE != "cpu"
-
-    def run(turn: int) -> None:
-        with EventStorage(), torch.autocast("cuda", enabled=amp):
-            losses = sum(model(batches[turn % len(batches)]).values())
-        optimizer.zero_grad()
-        losses.backward()
-        optimizer.step()
-
-    return run
+    """A training step at learning rate 0, on the batches in turn."""
+    step = TrialStep(cfg, model)
+    return lambda turn: step(batches[turn % len(batches)])
 
 
-def floor_and_step(
+def lower_bound_and_step(
     pair: Pair, batches: list[list[dict]], wrap: Callable[[nn.Module], nn.Module] = lambda x: x
 ) -> dict[str, Task]:
-    """Plain student, needed parts of the teacher, and distilled step under all losses.
+    """The two parts of the lower bound, baseline step and needed teacher, and the distilled step.
 
     Args:
-        wrap: put around the models that are trained.
+        wrap: applied to the models that are trained, e.g. DistributedDataParallel.
     """
     recorded, names = record_batches(pair, batches), list(pair.losses)
     regions, requires = [now.regions for now in recorded], pair.requires(names)
@@ -159,7 +175,7 @@ def _dense_heads(
 
 
 def teacher_full(model: nn.Module, batches: list[list[dict]]) -> Task:
-    """The teacher's inference as a stand-alone detector, with NMS and boxes."""
+    """The teacher's whole inference, boxes and NMS included."""
 
     @torch.no_grad()
     def run(turn: int) -> None:
@@ -169,7 +185,7 @@ def teacher_full(model: nn.Module, batches: list[list[dict]]) -> Task:
 
 
 def loss_task(module: nn.Module, recorded: list[Recorded]) -> Task:
-    """One loss's forward and backward, to its adapters and the student's tensors."""
+    """One loss's forward, and its backward to the adapters and the student's outputs."""
 
     def run(turn: int) -> None:
         _forget_gradients(module, recorded)
@@ -188,7 +204,7 @@ def _forget_gradients(module: nn.Module, recorded: list[Recorded]) -> None:
 
 
 def adapters_task(module: nn.Module, recorded: list[Recorded]) -> Task:
-    """Forward and backward of a feature loss's adapters alone: no implementation can spare them."""
+    """Forward and backward of a feature loss's adapters alone, which every implementation needs."""
     gradients: dict[str, Tensor] = {}
 
     def run(turn: int) -> None:

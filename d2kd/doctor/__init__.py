@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Floor 6: checks of a set-up before anybody spends GPU hours on it."""
+"""Checks of a config, its data and its two detectors before a training is started."""
 
 from .finding import Finding, Status, render
 from .run import diagnose

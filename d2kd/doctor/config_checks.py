@@ -1,26 +1,31 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Checks of the config and of the output folder; nothing is built yet."""
+"""Checks of the config, the device and the output folder; no network is built yet."""
 
 import os
 import shutil
 from collections.abc import Sequence
 
-import torch
 from detectron2.config import CfgNode
 
-from ..checkpoint.output_dir import ConfigError, prepare_output
+from ..checkpoint.output_dir import prepare_output
 from ..config.load import load_config
 from ..config.validation import describe_warmup
+from ..utils.device import device_or_cpu
+from ..utils.errors import ConfigError, D2kdError
 from .finding import Finding, error, ok, warning
 
 __all__ = ["check_device", "check_output", "read_config"]
 
 
 def read_config(path: str, options: Sequence[str]) -> tuple[CfgNode | None, list[Finding]]:
-    """The frozen config, or None where it cannot be used, and what was found."""
+    """Read the config.
+
+    Returns:
+        The frozen config, or None if it cannot be used, and what was found.
+    """
     try:
         cfg = load_config(path, options)
-    except (ValueError, FileNotFoundError) as problem:
+    except (D2kdError, OSError) as problem:
         return None, [error("config", str(problem))]
     cfg.freeze()
     teacher = f" under {cfg.DISTILL.TEACHER.CONFIG_FILE}" if cfg.DISTILL.ENABLED else ""
@@ -33,20 +38,23 @@ def read_config(path: str, options: Sequence[str]) -> tuple[CfgNode | None, list
 
 
 def check_device(cfg: CfgNode) -> tuple[CfgNode, Finding]:
-    """The config with a device that is here, and whether it is the one that is configured."""
-    device = cfg.MODEL.DEVICE
-    if torch.device(device).type != "cuda" or torch.cuda.is_available():
+    """Check that the configured GPU is there.
+
+    Returns:
+        The config, on the CPU if there is no GPU, and the finding.
+    """
+    device, changed = device_or_cpu(cfg.MODEL.DEVICE)
+    if not changed:
         return cfg, ok("device", f"MODEL.DEVICE is {device}")
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = device
     cfg.freeze()
-    text = f"MODEL.DEVICE is {device} and there is no GPU here: the checks run on the CPU"
-    return cfg, warning("device", text, "training needs a GPU, or MODEL.DEVICE cpu")
+    return cfg, warning("device", changed, "train on a GPU, or set MODEL.DEVICE to cpu")
 
 
 def check_output(cfg: CfgNode) -> Finding:
-    """Can OUTPUT_DIR be written, or made where its nearest parent is?"""
+    """Check that OUTPUT_DIR can be written, or created in its nearest existing parent."""
     folder = os.path.abspath(cfg.OUTPUT_DIR)
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)

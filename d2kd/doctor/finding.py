@@ -21,10 +21,10 @@ class Finding(NamedTuple):
     """One row of the doctor's table.
 
     Attributes:
-        status: an ERROR makes training impossible or pointless.
-        check: what was looked at, in one or two words.
+        status: an ERROR makes the training impossible or pointless.
+        check: what was examined, in one or two words.
         text: what was found.
-        advice: what to do; empty where nothing is.
+        advice: what to do; empty if there is nothing to do.
     """
 
     status: Status
@@ -46,7 +46,7 @@ def error(check: str, text: str, advice: str = "") -> Finding:
 
 
 def render(finding: Finding) -> str:
-    """The lines of one row; the advice stands below the text, behind an arrow."""
+    """Format one row; the advice stands below the text, after an arrow."""
     head = f"{finding.status.value:<8}{finding.check:<{CHECK_WIDTH}}"
     lines: list[str] = []
     for text, mark in ((finding.text, ""), (finding.advice, "-> ")):

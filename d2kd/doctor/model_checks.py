@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Checks of the two detectors: complete, of one kind, fed by their own statistics, and adapted."""
+"""Checks of the two detectors: weights, agreement, pixel statistics, start and adapters."""
 
 from collections import Counter
 
@@ -11,6 +11,7 @@ from ..checkpoint.init_from_teacher import init_from_teacher
 from ..checkpoint.weights import Loaded, UnreachableError, load_weights, resolve_weights
 from ..modeling import Distiller
 from ..modeling.build import build_teacher, read_teacher_config
+from ..utils.errors import PairMismatchError, WeightsError
 from ..utils.text import first_few
 from .finding import Finding, error, ok, warning
 
@@ -21,33 +22,38 @@ IMAGENET = {"BGR": [103.530, 116.280, 123.675], "RGB": [123.675, 116.280, 103.53
 
 
 def build(cfg: CfgNode) -> tuple[nn.Module | None, list[Finding]]:
-    """The Distiller (or the plain detector) in training mode; None where it cannot be built."""
+    """Build what is trained.
+
+    Returns:
+        The Distiller (the plain detector without a teacher) in training mode, or None if it
+        cannot be built, and what was found.
+    """
     try:
         if not cfg.DISTILL.ENABLED:
             return build_model(cfg).train(), [ok("teacher", "none: DISTILL.ENABLED is False")]
         model = Distiller(cfg).train()
     except (ValueError, OSError, KeyError, AssertionError) as problem:
-        return None, [_whose(cfg, problem)]
+        return None, [_build_error(problem)]
     count = len(model.teacher.model.state_dict())
     weights = model.teacher.fingerprint["weights"]
     teacher = ok("teacher", f"all of its {count} tensors are in {weights}")
-    return model, [teacher, _compared(model)]
+    return model, [teacher, _describe_pair(model)]
 
 
-def _whose(cfg: CfgNode, problem: Exception) -> Finding:
-    """Is it the teacher alone, or that the two do not fit?"""
+def _build_error(problem: Exception) -> Finding:
+    """Put a failed build down to the teacher, the pair or the student, by the error's class."""
+    # str() of a KeyError is in quotes.
     text = str(problem.args[0] if isinstance(problem, KeyError) else problem)
-    if not cfg.DISTILL.ENABLED:
-        return error("student", text)
-    try:
-        build_teacher(read_teacher_config(cfg), cfg.INPUT.FORMAT)
-    except Exception:
+    if isinstance(problem, PairMismatchError):
+        return error("pair", text)
+    # The builder loads the teacher's weights alone; ``load_start`` loads the student's.
+    if isinstance(problem, WeightsError) or "DISTILL.TEACHER" in text:
         return error("teacher", text)
-    return error("pair", text)
+    return error("student", text)
 
 
-def _compared(model: Distiller) -> Finding:
-    """What the enabled losses read, which the builders have checked to agree."""
+def _describe_pair(model: Distiller) -> Finding:
+    """Name what the enabled losses compare; the builders have checked that it agrees."""
     losses, parts = model.distill_losses, []
     if "feature" in losses:
         shapes = model.student.backbone.output_shape()
@@ -56,12 +62,12 @@ def _compared(model: Distiller) -> Finding:
     heads = sorted(model.required.requires - {"features"})
     if heads:
         parts.append("the heads' " + ", ".join(heads))
-    text = f"{', '.join(losses)} compare {'; '.join(parts)}: alike in both detectors"
+    text = f"{', '.join(losses)} compare {'; '.join(parts)}: they agree in both detectors"
     return ok("pair", text)
 
 
 def check_pixels(cfg: CfgNode) -> list[Finding]:
-    """Channel order and pixel statistics of each network, by its own config."""
+    """Check each detector's channel order and pixel statistics, as its own config has them."""
     found = [_pixels_of(cfg, "student")]
     if cfg.DISTILL.ENABLED:
         teacher_cfg = read_teacher_config(cfg)
@@ -69,27 +75,28 @@ def check_pixels(cfg: CfgNode) -> list[Finding]:
         ours, theirs = cfg.INPUT.FORMAT, teacher_cfg.INPUT.FORMAT
         if ours != theirs:
             found.append(
-                ok("channel order", f"{ours} images are turned to {theirs} for the teacher")
+                ok("channel order", f"{ours} images are converted to {theirs} for the teacher")
             )
     return found
 
 
 def _pixels_of(cfg: CfgNode, who: str) -> Finding:
     order, mean, std = cfg.INPUT.FORMAT, list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
-    check, text = f"{who}'s pixels", f"{order}, mean {mean}, deviation {std}"
+    check = f"{who}'s pixels"
+    text = f"{order}, mean {mean}, standard deviation {std}"
     other = {"BGR": "RGB", "RGB": "BGR"}.get(order)
     if max(mean) <= 1 or max(std) < 1:
-        return warning(check, text, "images are 0..255: PIXEL_MEAN and PIXEL_STD look like 0..1's")
+        return warning(check, text, "pixels are 0..255: PIXEL_MEAN and PIXEL_STD are made for 0..1")
     if other and mean == IMAGENET[other]:
         return warning(check, text, f"INPUT.FORMAT is {order}, but PIXEL_MEAN is {other}'s")
     return ok(check, text)
 
 
 def load_start(cfg: CfgNode, model: nn.Module) -> tuple[bool, Finding]:
-    """Load what the student starts from, as training does.
+    """Load MODEL.WEIGHTS into the student, as training does.
 
     Returns:
-        Whether the student now is what training starts from, and what was found.
+        Whether the student now has the weights that training starts from, and what was found.
     """
     weights = cfg.MODEL.WEIGHTS
     if not weights:
@@ -98,16 +105,16 @@ def load_start(cfg: CfgNode, model: nn.Module) -> tuple[bool, Finding]:
     try:
         loaded = load_weights(student, resolve_weights(weights, "MODEL.WEIGHTS"))
     except UnreachableError as problem:
-        advice = "training needs it: fetch it beforehand, or run this where it can be had"
+        advice = "training needs it: download it first, or run this where it can be downloaded"
         return False, warning("start", str(problem), advice)
-    except Exception as problem:  # whatever a loader raises would have stopped the training
+    except Exception as problem:  # a loader of another library may raise anything
         return False, error("start", str(problem))
     return True, _started(weights, loaded)
 
 
 def _started(weights: str, loaded: Loaded) -> Finding:
-    """How much of the student a checkpoint brought; heads that it lacks are a matter of course."""
-    # Where a file has no counters of batches, PyTorch starts them at 0.
+    """Say how many of the student's tensors a checkpoint held; it need not hold the heads."""
+    # PyTorch sets a counter of batches to 0 if the file has none.
     matched = [name for name in loaded.matched if not name.endswith("num_batches_tracked")]
     lacking = [*loaded.missing, *loaded.wrong_shape]
     whole = _count_parts([*matched, *lacking])
@@ -117,19 +124,19 @@ def _started(weights: str, loaded: Loaded) -> Finding:
         return error("start", text + first_few(lacking, 2))
     if lacking:
         rows = [f"{n} of {whole[part]} of {part}" for part, n in _count_parts(lacking).items()]
-        text += f"; the rest is random: {', '.join(rows)}"
+        text += f"; the others stay random: {', '.join(rows)}"
     if loaded.wrong_shape:
-        text += f"; another shape have {first_few(loaded.wrong_shape, 2)}"
+        text += f"; of another shape: {first_few(loaded.wrong_shape, 2)}"
     return ok("start", text)
 
 
 def _count_parts(names: list[str]) -> Counter:
-    """Of a detector's parts (backbone, roi_heads, ...), how many tensors are named."""
+    """Count tensors by the detector's part that they belong to: backbone, roi_heads, ..."""
     return Counter(name.split(".")[0] for name in names)
 
 
 def check_inherit(cfg: CfgNode, model: nn.Module) -> Finding:
-    """Which of the student's modules take the teacher's weights; they take them now."""
+    """Copy the teacher's weights into the modules of DISTILL.STUDENT.INHERIT and list them."""
     prefixes = cfg.DISTILL.STUDENT.INHERIT
     if not prefixes:
         return ok("inherit", "no module starts from the teacher's weights")
@@ -139,14 +146,14 @@ def check_inherit(cfg: CfgNode, model: nn.Module) -> Finding:
         else:
             student, teacher = model, build_teacher(read_teacher_config(cfg), cfg.INPUT.FORMAT)
         copied = init_from_teacher(student, teacher.model, prefixes)
-    except (ValueError, FileNotFoundError) as problem:
+    except (ValueError, OSError) as problem:
         return error("inherit", str(problem))
     groups = [f"{p} ({sum(name.startswith(p) for name in copied)} tensors)" for p in prefixes]
     return ok("inherit", ", ".join(groups) + " start from the teacher's weights")
 
 
 def check_adapters(cfg: CfgNode, model: Distiller) -> Finding:
-    """Which levels have a layer between student and teacher, and why."""
+    """List the layers that map the student's channels to the teacher's, level by level."""
     if "feature" not in model.distill_losses:
         return ok("adapters", "none: the feature loss is not enabled")
     adapters = model.distill_losses["feature"].adapters
@@ -154,11 +161,11 @@ def check_adapters(cfg: CfgNode, model: Distiller) -> Finding:
     levels: dict[str, list[str]] = {}
     for level, adapter in adapters.items():
         ours, theirs = (shape[level].channels for shape in shapes)
-        size = "x".join(map(str, getattr(adapter, "kernel_size", ()))) or "none"
+        size = "x".join(map(str, adapter.kernel_size)) if isinstance(adapter, nn.Conv2d) else "none"
         levels.setdefault(f"{size} ({ours} -> {theirs} channels)", []).append(level)
     rows = [f"{', '.join(names)}: {what}" for what, names in levels.items()]
     kind = cfg.DISTILL.FEATURE.ADAPTER
-    why = {"auto": "where channels differ", "none": "never", "1x1": "always", "3x3": "always"}
+    added = {"auto": "where channels differ", "none": "never", "1x1": "always", "3x3": "always"}
     count = sum(p.numel() for p in adapters.parameters())
-    text = f"{'; '.join(rows)}; DISTILL.FEATURE.ADAPTER '{kind}': {why[kind]}; {count} parameters"
-    return ok("adapters", text)
+    text = f"{'; '.join(rows)}; DISTILL.FEATURE.ADAPTER is '{kind}', which adds a layer "
+    return ok("adapters", f"{text}{added[kind]}; {count} parameters")

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""All checks in order; where one makes the rest pointless, it is the last."""
+"""All checks in order, up to the first that makes the others pointless."""
 
 import math
 import time
@@ -12,8 +12,7 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from ..modeling import Distiller
-from . import model_checks as networks
-from . import step_checks as training
+from . import model_checks, step_checks
 from .config_checks import check_device, check_output, read_config
 from .data_checks import check_data
 from .finding import Finding, Status, error
@@ -22,21 +21,21 @@ from .trial_steps import TrialResult, run_steps
 
 __all__ = ["diagnose"]
 
-# Of the minute that a CPU may take; the rest is for imports, and steps slower than the first.
+# On a CPU the whole may take a minute: these, plus imports and steps slower than the first.
 SECONDS = 48.0
 
 Say = Callable[[Finding], None]
 
 
 class _Notes:
-    """The findings so far."""
+    """Collects the findings."""
 
     def __init__(self, say: Say | None):
         self.findings: list[Finding] = []
         self.say = say
 
     def add(self, *findings: Finding) -> bool:
-        """Keep and say them; False if any finding so far is an error."""
+        """Keep and report findings; returns False if any finding so far is an error."""
         for finding in findings:
             self.findings.append(finding)
             if self.say:
@@ -53,17 +52,17 @@ def diagnose(
     target: float = 0.5,
     say: Say | None = None,
 ) -> list[Finding]:
-    """Examine a set-up; nothing is written.
+    """Run every check; nothing is written.
 
     Args:
         config_file, options: as given to train_net.py.
-        batches: training batches that are tried, and timed; None for 4, on a CPU fewer where time
-            is short.
-        images: that are used of each batch, 0 for all; None for all, on a CPU as many as there is
-            time for.
-        target: ratio of a distillation loss to the detection losses that weights are suggested
-            for.
-        say: called with each finding as it is made.
+        batches: number of training batches to try and time; None for 4, on a CPU fewer if they
+            take long.
+        images: number of images of each batch to use, 0 for all; None for all, on a CPU as many
+            as there is time for.
+        target: ratio of a distillation loss to the detection losses for which a weight is
+            suggested.
+        say: called with each finding as soon as it is made.
 
     Returns:
         All findings, in the order in which they were made.
@@ -76,19 +75,19 @@ def diagnose(
     cfg, device = check_device(cfg)
     notes.add(device, check_output(cfg))
     notes.add(*check_data(cfg))
-    model, findings = networks.build(cfg)
+    model, findings = model_checks.build(cfg)
     notes.add(*findings)
     if model is None:
         return notes.findings
-    started, start = networks.load_start(cfg, model)
-    notes.add(*networks.check_pixels(cfg), start)
-    fine = notes.add(networks.check_inherit(cfg, model))
+    started, start = model_checks.load_start(cfg, model)
+    notes.add(*model_checks.check_pixels(cfg), start)
+    fine = notes.add(model_checks.check_inherit(cfg, model))
     if isinstance(model, Distiller):
-        notes.add(networks.check_adapters(cfg, model))
-    # Steps on data that cannot be read, or from weights that are not there, say nothing.
+        notes.add(model_checks.check_adapters(cfg, model))
+    # Without data or starting weights, steps would show nothing about the training.
     if fine:
         budget = StepBudget(batches, images, began + SECONDS if _is_cpu(cfg) else math.inf)
-        report_ratios = partial(training.check_ratios, cfg, target=target, started=started)
+        report_ratios = partial(step_checks.check_ratios, cfg, target=target, started=started)
         _try_steps(cfg, model, budget, report_ratios, notes)
     return notes.findings
 
@@ -105,16 +104,16 @@ def _try_steps(
     notes: _Notes,
 ) -> None:
     teacher = model.teacher.model if isinstance(model, Distiller) else None
-    before = training.fingerprint(teacher) if teacher else []
+    before = step_checks.fingerprint(teacher) if teacher else []
     try:
         trial = run_steps(cfg, model, budget)
-    except Exception as problem:  # whatever a step raises would have stopped the training
+    except Exception as problem:  # whatever it is, it would stop the training too
         notes.add(error("steps", f"a training step failed: {type(problem).__name__}: {problem}"))
         return
-    if not notes.add(training.check_finite(trial)):
+    if not notes.add(step_checks.check_finite(trial)):
         return
-    notes.add(training.check_gradients(model, trial))
+    notes.add(step_checks.check_gradients(model, trial))
     if teacher:
-        notes.add(training.check_teacher_still(teacher, before))
+        notes.add(step_checks.check_teacher_still(teacher, before))
         notes.add(*report_ratios(trial))
-    notes.add(training.check_memory(trial), training.check_time(cfg, trial))
+    notes.add(step_checks.check_memory(trial), step_checks.check_time(cfg, trial))

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""How many training steps are tried, and on how many images, so that they end in time."""
+"""How many training steps to try, and on how many images, within a time limit."""
 
 import math
 import time
@@ -7,18 +7,20 @@ from dataclasses import dataclass
 
 __all__ = ["StepBudget"]
 
-# A median needs a few; gradients that are 0 in one batch may not be in the next.
+# Enough for a median, and for a gradient that is 0 in one batch to differ from 0 in another.
 MOST = 4
 
 
 @dataclass(frozen=True)
 class StepBudget:
-    """What was asked for; what was not is chosen by the time that is left.
+    """The numbers that the user asked for; None lets the remaining time decide.
 
     Attributes:
-        steps: that are timed, after one that warms up; None for MOST, fewer where time is short.
-        images: of each batch, 0 for all; None for all, fewer where time is short.
-        until: ``time.perf_counter()`` by which the steps should have ended.
+        steps: number of timed steps, after a first one that warms up; None for MOST, or fewer if
+            the time runs out.
+        images: number of images of each batch, 0 for all; None for all, or fewer if the time is
+            short.
+        until: value of ``time.perf_counter()`` at which the steps should have ended.
     """
 
     steps: int | None = None
@@ -27,22 +29,27 @@ class StepBudget:
 
     @property
     def most(self) -> int:
-        """Steps after the one that warms up."""
+        """The largest number of steps after the first one."""
         return MOST if self.steps is None else self.steps
 
     def first_images(self, batch: int) -> int:
-        """Of a batch, for the step that warms up: one where time counts and none is known yet."""
+        """Images for the first step: one if time is limited, for no step has been timed yet."""
         if self.images is None and self.until < math.inf:
             return 1
         return min(self.images or batch, batch)
 
     def later_images(self, batch: int, seconds: float) -> int:
-        """Of a batch, for the other steps, where one image takes so many seconds."""
+        """Images for each later step.
+
+        Args:
+            batch: images of a whole batch.
+            seconds: that one image takes.
+        """
         if self.images is not None or self.until == math.inf:
             return self.first_images(batch)
         affordable = (self.until - time.perf_counter()) / (self.most * seconds)
         return max(1, min(batch, int(affordable)))
 
     def goes_on(self, seconds: float) -> bool:
-        """Whether there is time for a further step of so many seconds."""
+        """Whether there is time for another step that takes this many seconds."""
         return self.steps is not None or time.perf_counter() + seconds <= self.until

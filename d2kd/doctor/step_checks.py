@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""What the trial steps say of losses, gradients, the teacher, the ratios, memory and time."""
+"""Checks of what the trial steps measured: losses, gradients, teacher, ratios, memory, time."""
 
 import math
 import os
@@ -25,12 +25,12 @@ __all__ = [
     "fingerprint",
 ]
 
-# Beyond these factors of the detection losses, a distillation loss rules, or does nothing.
+# A distillation loss above or below these multiples of the detection losses dominates or vanishes.
 HIGH, LOW = 10.0, 0.01
 
 
 def fingerprint(module: nn.Module) -> list[Tensor]:
-    """A copy of everything in a module, to see later whether it moved."""
+    """Copy every tensor of a module, for a later comparison."""
     return [value.clone() for value in module.state_dict().values()]
 
 
@@ -39,57 +39,62 @@ def _means(trial: TrialResult) -> dict[str, float]:
 
 
 def check_finite(trial: TrialResult) -> Finding:
-    """No loss is infinite or not a number."""
+    """Check that no loss is infinite or NaN."""
     for losses, images in zip(trial.losses, trial.images):
         bad = [name for name, value in losses.items() if not math.isfinite(value)]
         if bad:
-            advice = "look at these images; then at DISTILL.*.WEIGHT and SOLVER.AMP"
+            advice = "check these images, then DISTILL.*.WEIGHT and SOLVER.AMP"
             return error("finite", f"{', '.join(bad)} on {first_few(images)}", advice)
     means = ", ".join(f"{name} {value:.3g}" for name, value in _means(trial).items())
     return ok("finite", f"all losses of {len(trial.losses)} batches; means: {means}")
 
 
 def check_gradients(model: nn.Module, trial: TrialResult) -> Finding:
-    """Every trainable parameter gets a gradient, and one that is not 0 in some batch."""
+    """Check that every trainable parameter gets a gradient, nonzero in at least one batch."""
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     lacking = [name for name in trainable if name not in trial.reached]
     if lacking:
-        text = f"{len(lacking)} of {len(trainable)} tensors have none: {first_few(lacking, 3)}"
-        return error("gradients", text, "several processes would stop; is a module never used?")
+        text = f"{len(lacking)} of {len(trainable)} tensors get none: {first_few(lacking, 3)}"
+        advice = "training in several processes would stop: is a module never used?"
+        return error("gradients", text, advice)
     still = [name for name in trainable if name not in trial.touched]
     if still:
         text = f"{len(still)} of {len(trainable)} are 0 in every batch: {first_few(still, 3)}"
-        return warning("gradients", text, "is a weight of the losses 0, or no region positive?")
+        advice = "is the weight of a loss 0, or is no region positive?"
+        return warning("gradients", text, advice)
     frozen = sum(
         not p.requires_grad for n, p in model.named_parameters() if not n.startswith("teacher.")
     )
-    text = f"all {len(trainable)} trainable tensors get one"
+    text = f"all {len(trainable)} trainable tensors get a gradient"
     text += f"; {frozen} of the student's are frozen (MODEL.BACKBONE.FREEZE_AT)" if frozen else ""
     return ok("gradients", text)
 
 
 def check_teacher_still(teacher: nn.Module, before: list[Tensor]) -> Finding:
-    """The steps left the teacher as it was, frozen and in eval mode."""
+    """Check that the steps left the teacher unchanged, frozen and in eval mode."""
     now = teacher.state_dict().items()
     problems = {
-        "moved": [name for (name, value), old in zip(now, before) if not value.equal(old)],
+        "changed": [name for (name, value), old in zip(now, before) if not value.equal(old)],
         "are in training mode": [name for name, m in teacher.named_modules() if m.training],
-        "want gradients": [name for name, p in teacher.named_parameters() if p.requires_grad],
+        "require gradients": [name for name, p in teacher.named_parameters() if p.requires_grad],
     }
     for what, names in problems.items():
         if names:
             return error("teacher still", f"{len(names)} of its parts {what}: {first_few(names)}")
-    return ok("teacher still", f"none of its {len(before)} tensors moved; eval mode, no gradients")
+    return ok(
+        "teacher still", f"none of its {len(before)} tensors changed; eval mode, no gradients"
+    )
 
 
 def check_ratios(
     cfg: CfgNode, trial: TrialResult, *, target: float, started: bool = True
 ) -> list[Finding]:
-    """Each distillation loss against the sum of the detection losses, and a weight for a target.
+    """Compare each distillation loss with the sum of the detection losses.
 
     Args:
-        started: whether the steps were those of the weights that training starts from. Features
-            of random weights behind frozen statistics may be of any size.
+        target: the ratio for which a weight is suggested.
+        started: whether the student had the weights that training starts from. Random weights
+            before frozen normalization statistics give features of any size.
     """
     means = _means(trial)
     losses, distillation = split_losses(means)
@@ -105,20 +110,20 @@ def check_ratios(
 
 
 def _advise(key: str, weight: float, ratio: float, target: float) -> tuple[bool, str]:
-    """Whether a ratio is one to train with, and what to set."""
+    """Say whether a ratio is one to train with, and which weight gives the target."""
     if ratio == 0 or not math.isfinite(ratio):
-        return False, f"it teaches nothing now: is {key} 0, or no region positive or accepted?"
+        return False, f"it teaches nothing now: is {key} 0, or is no region positive or accepted?"
     advice = f"{key} {weight * target / ratio:.2g} would make it {target:g} (now {weight:g})"
     return LOW <= ratio <= HIGH, advice
 
 
-def _advise_of_random(key: str, *_) -> tuple[bool, str]:
-    """A weight that follows from other weights than those of the training would be wrong."""
-    return False, f"nothing follows for {key}: the steps are of random weights, not MODEL.WEIGHTS"
+def _advise_of_random(key: str, *_: float) -> tuple[bool, str]:
+    """Suggest no weight: the loss of another start would be another."""
+    return False, f"no {key} is suggested: the steps used random weights, not MODEL.WEIGHTS"
 
 
 def check_memory(trial: TrialResult) -> Finding:
-    """The most that was in use at once, so far."""
+    """Report the peak memory so far."""
     part = f", with {trial.used} of {trial.batch} images" if trial.used < trial.batch else ""
     if torch.cuda.is_available():
         used = torch.cuda.max_memory_allocated() / 2**30
@@ -129,7 +134,7 @@ def check_memory(trial: TrialResult) -> Finding:
         return ok("memory", text)
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return ok("memory", f"{used:.1f} of {whole:.0f} GiB, this process alone{part}")
+    return ok("memory", f"{used:.1f} of {whole:.0f} GiB, used by this process{part}")
 
 
 def _duration(seconds: float) -> str:
@@ -138,19 +143,19 @@ def _duration(seconds: float) -> str:
 
 
 def check_time(cfg: CfgNode, trial: TrialResult) -> Finding:
-    """Seconds an iteration with and without distillation, and hours for the schedule."""
+    """Report seconds per iteration with and without distillation, and the whole schedule's time."""
     batches = cfg.SOLVER.ACCUMULATE_STEPS
     ours = statistics.median(trial.seconds) * trial.shrink * batches
     plain = statistics.median(trial.plain_seconds) * trial.shrink * batches
     whole = [_duration(x * cfg.SOLVER.MAX_ITER) for x in (ours, plain)]
     text = (
-        f"{ours:.2f} s an iteration, {plain:.2f} s without distillation: {whole[0]} and {whole[1]} "
-        f"for {cfg.SOLVER.MAX_ITER} iterations on this machine, evaluation apart; "
+        f"{ours:.2f} s per iteration, {plain:.2f} s without distillation: {whole[0]} and "
+        f"{whole[1]} for {cfg.SOLVER.MAX_ITER} iterations on this machine, without evaluation; "
     ) + _measured_on(trial)
     loading, workers = statistics.median(trial.loading), cfg.DATALOADER.NUM_WORKERS
     if loading / max(workers, 1) > ours / batches:
         advice = (
-            f"loading a batch takes one worker {loading:.2f} s: raise DATALOADER.NUM_WORKERS from "
+            f"one worker takes {loading:.2f} s to load a batch: raise DATALOADER.NUM_WORKERS from "
             f"{workers} to {math.ceil(loading * batches / ours)}"
         )
         return warning("time", text, advice)

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""A few training steps that move no weight: what they cost, and what every tensor got."""
+"""A few training steps at learning rate 0: their times, losses and gradients."""
 
 import itertools
 import math
@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ..engine import DistillTrainer
+from ..engine.trial_step import TrialStep
 from ..modeling import Distiller
 from ..structures import DistillStep, LossTerms
+from ..utils.timing import wait
 from .step_budget import StepBudget
 
 __all__ = ["TrialResult", "run_steps"]
@@ -22,17 +22,18 @@ __all__ = ["TrialResult", "run_steps"]
 
 @dataclass
 class TrialResult:
-    """What the steps showed.
+    """What the steps measured.
 
     Attributes:
-        losses: of each step, name -> value; distillation losses at schedule factor 1.
-        images: file names of each step.
+        losses: for each step, name -> value; distillation losses at schedule factor 1.
+        images: for each step, the file names.
         reached: names of the parameters that got a gradient in some step.
-        touched: names of those that got one which is not 0 throughout.
-        seconds, plain_seconds: of each step with and without distillation, batch loading apart.
+        touched: names of those whose gradient was not 0 everywhere.
+        seconds, plain_seconds: for each step with and without distillation, without loading.
         loading: seconds that one process takes to load each batch.
-        batch, used: images of a batch, and how many of them the timed steps were given.
-        warm: whether another step went before those that are timed.
+        batch: images of a whole batch.
+        used: images of it that the timed steps were given.
+        warm: whether an untimed step came before the timed ones.
     """
 
     losses: list[dict[str, float]] = field(default_factory=list)
@@ -48,80 +49,66 @@ class TrialResult:
 
     @property
     def shrink(self) -> float:
-        """By how much a whole batch takes longer."""
+        """The factor by which a whole batch takes longer."""
         return self.batch / self.used
 
     @property
     def finite(self) -> bool:
-        """Whether all losses are, so far."""
+        """Whether all losses so far are finite."""
         return all(math.isfinite(x) for losses in self.losses for x in losses.values())
 
 
 def run_steps(cfg: CfgNode, model: nn.Module, budget: StepBudget) -> TrialResult:
-    """Forward, backward and an optimizer step at learning rate 0, a few times.
+    """Try a few training steps at learning rate 0.
 
-    The first step warms up: its times are kept only if no other is made. A loss that is not finite
-    ends the trial: its gradients would spoil the weights even so. Each batch is also given to the
-    student alone, which is what training without distillation costs.
+    The first step warms up: its times count only if no other step follows. A loss that is not
+    finite ends the trial, because its gradients would spoil the optimizer's state. Each batch is
+    also given to the student alone, which is what training without distillation costs.
 
     Args:
         cfg: the student's.
-        model: from ``networks.build``.
-        budget: how many steps, of how many images.
+        model: from ``model_checks.build``.
+        budget: number of steps, and of images in each.
     """
-    trial = TrialResult()
+    trial, step = TrialResult(), TrialStep(cfg, model)
     for name in model.distill_losses if isinstance(model, Distiller) else ():
         model.register_loss_hook(name, _unscaled)
-    optimizer = DistillTrainer.build_optimizer(cfg, model)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    half = torch.autocast("cuda", enabled=cfg.SOLVER.AMP.ENABLED and torch.cuda.is_available())
-    with EventStorage(), half:
-        batches = _load_batches(cfg, trial)
-        batch = next(batches)
-        trial.batch, trial.used = len(batch), budget.first_images(len(batch))
-        seconds = _try(model, batch[: trial.used], optimizer, trial) / trial.used
-        if trial.finite:
-            _set_images(trial, budget.later_images(len(batch), seconds))
-        for batch in itertools.islice(batches, budget.most):
-            if not trial.finite or not budget.goes_on(seconds * trial.used):
-                break
-            seconds = _try(model, batch[: trial.used], optimizer, trial) / trial.used
-    trial.warm = len(trial.seconds) > 1
-    for times in (trial.seconds, trial.plain_seconds, trial.loading):
-        del times[: int(trial.warm)]
+    batches = _load_batches(cfg, trial)
+    batch = next(batches)
+    trial.batch, trial.used = len(batch), budget.first_images(len(batch))
+    seconds = _try(step, batch[: trial.used], trial) / trial.used
+    if trial.finite:
+        _set_images(trial, budget.later_images(len(batch), seconds))
+    for batch in itertools.islice(batches, budget.most):
+        if not trial.finite or not budget.goes_on(seconds * trial.used):
+            break
+        seconds = _try(step, batch[: trial.used], trial) / trial.used
+    _drop_first_times(trial)
     return trial
 
 
+def _drop_first_times(trial: TrialResult) -> None:
+    """Leave out the times of the step that warmed up, unless there are no others."""
+    trial.warm = len(trial.seconds) > 1
+    for times in (trial.seconds, trial.plain_seconds, trial.loading):
+        del times[: int(trial.warm)]
+
+
 def _set_images(trial: TrialResult, count: int) -> None:
-    """Go on with so many images of a batch; losses of fewer are none to compare with."""
+    """Use this many images from now on; losses of fewer images are not comparable and go."""
     if count > trial.used:
         trial.losses.clear()
         trial.images.clear()
     trial.used = count
 
 
-def _try(
-    model: nn.Module, batch: list[dict], optimizer: torch.optim.Optimizer, trial: TrialResult
-) -> float:
-    """Seconds of a step, with that of the student alone."""
-    trial.seconds.append(_step(model, batch, optimizer, trial))
-    if not trial.finite:
-        return trial.seconds[-1]
-    if not isinstance(model, Distiller):
-        trial.plain_seconds.append(trial.seconds[-1])
-        return trial.seconds[-1]
-    trial.plain_seconds.append(_step(model.student, batch, optimizer))
-    return trial.seconds[-1] + trial.plain_seconds[-1]
-
-
 def _unscaled(loss_module: nn.Module, step: DistillStep) -> LossTerms:
-    """A loss as its weight alone makes it."""
+    """The loss hook that applies no schedule, only the loss's own weight."""
     return loss_module(step)
 
 
 def _load_batches(cfg: CfgNode, trial: TrialResult) -> Iterator[list[dict]]:
-    """Batches as training gets them."""
+    """Load training batches in this process, and time each."""
     single = cfg.clone()
     single.defrost()
     single.DATALOADER.NUM_WORKERS = 0
@@ -133,33 +120,44 @@ def _load_batches(cfg: CfgNode, trial: TrialResult) -> Iterator[list[dict]]:
         yield batch
 
 
-def _step(
-    model: nn.Module,
-    batch: list[dict],
-    optimizer: torch.optim.Optimizer,
-    trial: TrialResult | None = None,
-) -> float:
-    """Seconds of one step; the GPU is waited for."""
-    _wait()
+def _try(step: TrialStep, batch: list[dict], trial: TrialResult) -> float:
+    """Run a step, then the student's alone; returns the seconds of both."""
+    trial.seconds.append(_distilled_step(step, batch, trial))
+    if not trial.finite:
+        return trial.seconds[-1]
+    if not isinstance(step.model, Distiller):
+        trial.plain_seconds.append(trial.seconds[-1])
+        return trial.seconds[-1]
+    trial.plain_seconds.append(_plain_step(step, batch))
+    return trial.seconds[-1] + trial.plain_seconds[-1]
+
+
+def _distilled_step(step: TrialStep, batch: list[dict], trial: TrialResult) -> float:
+    """Run a step and record its losses and gradients.
+
+    Returns:
+        Its seconds; 0 if a loss is not finite, for then the step ends there.
+    """
+    wait()
     start = time.perf_counter()
-    losses = model(batch)
-    if trial:
-        trial.losses.append({name: value.item() for name, value in losses.items()})
-        trial.images.append([str(x.get("file_name", "?")) for x in batch])
-        if not trial.finite:
-            return 0.0
-    optimizer.zero_grad()
-    sum(losses.values()).backward()
-    optimizer.step()
-    _wait()
+    losses = step.forward(batch)
+    trial.losses.append({name: value.item() for name, value in losses.items()})
+    trial.images.append([str(x.get("file_name", "?")) for x in batch])
+    if not trial.finite:
+        return 0.0
+    step.backward(losses)
+    wait()
     seconds = time.perf_counter() - start
-    if trial:
-        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        trial.reached.update(gradients)
-        trial.touched.update(name for name, grad in gradients.items() if grad.any())
+    gradients = {n: p.grad for n, p in step.model.named_parameters() if p.grad is not None}
+    trial.reached.update(gradients)
+    trial.touched.update(name for name, gradient in gradients.items() if gradient.any())
     return seconds
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _plain_step(step: TrialStep, batch: list[dict]) -> float:
+    """Seconds of a step of the student without its teacher."""
+    wait()
+    start = time.perf_counter()
+    step.backward(step.forward(batch, part=step.model.student))
+    wait()
+    return time.perf_counter() - start

@@ -104,8 +104,7 @@ def build_teacher(
         layout, compiled, precision: of ``FrozenTeacher``.
 
     Raises:
-        FileNotFoundError: the weights are not there.
-        WeightsError: a weight of the teacher is missing in the file or has another shape.
+        WeightsError: the weights are not there, or a weight of the teacher is missing in the file or has another shape.
         PairMismatchError: the teacher's INPUT.FORMAT cannot be made from the student's.
     """
     formats = {student_format, teacher_cfg.INPUT.FORMAT}

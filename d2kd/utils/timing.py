@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Times of several tasks taken in turns, so that a busy machine slows all of them alike."""
+"""Times several tasks in turns, so that a busy machine slows all of them alike."""
 
 import gc
 import os
@@ -21,7 +21,7 @@ __all__ = ["Sample", "describe_machine", "interleave", "wait"]
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds of each round."""
+    """The seconds of one task in each round."""
 
     values: tuple[float, ...]
 
@@ -31,13 +31,13 @@ class Sample:
 
     @property
     def iqr(self) -> float:
-        """Interquartile range around the median."""
+        """Interquartile range."""
         low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
         return high - low
 
 
 def wait() -> None:
-    """Until the GPU has done what it was given."""
+    """Wait until the GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -45,19 +45,22 @@ def wait() -> None:
 def interleave(
     tasks: dict[str, Callable[[int], object]], steps: int, warmup: int = 3
 ) -> dict[str, Sample]:
-    """Run every task ``warmup + steps`` times, in a new random order each round.
+    """Run every task ``warmup + steps`` times, each round in a new random order.
 
-    The GPU is waited for around a task, never inside. Random streams start anew before each, so
-    that tasks of one round sample the same regions.
+    It waits for the GPU before and after a task, never inside. Every task of a round starts with
+    the same random seed, so that all sample the same regions.
 
     Args:
-        tasks: name -> called with the number of the round.
-        steps: rounds that are timed; the medians are over these.
-        warmup: rounds before them.
+        tasks: name -> function of the round's number.
+        steps: number of timed rounds.
+        warmup: number of untimed rounds before them.
+
+    Returns:
+        dict: name -> the seconds of its timed rounds.
     """
     order, shuffle = list(tasks), random.Random(0).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    # A collection would fall into whichever task is under way.
+    # A garbage collection would lengthen whichever task is running.
     gc.collect()
     gc.disable()
     for turn in range(warmup + steps):
@@ -76,7 +79,7 @@ def interleave(
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it."""
+    """The processor's name, as far as the system knows it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -84,7 +87,7 @@ def _processor() -> str:
 
 
 def describe_machine(device: str) -> dict:
-    """What times depend on besides the code: versions, device, threads."""
+    """What times depend on besides the code: device, threads, versions."""
     name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
     return {
         "device": device,

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Measure everything that BENCHMARK.md tells, and write its tables.
+"""Measure everything that BENCHMARK.md reports, and write its tables.
 
     pip install -e '.[benchmark]'
-    export DETECTRON2_DATASETS=...      # with bccd/ in it
+    export DETECTRON2_DATASETS=...      # holds bccd/
     python -m experiments.benchmark.all
 
-Results that lie in the folder are kept: what was cut off goes on from there, and a file that is
-removed is measured again.
+Results that are in the folder are kept, so an interrupted run continues. Remove a file to measure
+it again.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SHAPES = "configs/shapes/{method}/{detector}_R_50_eighth_from_R_50_three_eighths
 # The shortest schedules of R50 under R101.
 COCO = "configs/coco/{method}/{detector}_R_50_from_R_101_FPN_{schedule}.yaml"
 COCO_DETECTORS, COCO_METHODS = tuple(DETECTORS)[:2], METHODS[:3]
-# What the teacher's keys make of a step, on the shapes' Faster R-CNN.
+# Keys of DISTILL.TEACHER that change a step's time; measured on the shapes' Faster R-CNN.
 KEYS = {
     "defaults": (),
     "channels_first": ("DISTILL.TEACHER.LAYOUT", "channels_first"),
@@ -38,13 +38,14 @@ KEYS = {
 
 
 class Job(NamedTuple):
-    """One command and the file that it fills.
+    """One command and the file that it writes.
 
     Attributes:
-        group: for --only.
-        threads: of the CPU.
-        command: of the tools; ``--json result`` is added.
-        once: False for tools that look themselves for what is missing in their file.
+        group: its name for --only.
+        result: the JSON file, within the folder of results.
+        threads: CPU threads that it uses.
+        command: module and options for ``python -m``; ``--output result`` is added.
+        once: False for modules that find out by themselves what their file still lacks.
     """
 
     group: str
@@ -55,7 +56,7 @@ class Job(NamedTuple):
 
 
 def jobs() -> list[Job]:
-    """All of them, in the order in which they are run: what takes longest comes first."""
+    """All jobs in the order in which they run; the longest comes first."""
     found = [
         Job(
             "growth", "growth.json", 1, ("experiments.benchmark.growth", "--steps", "5"), once=False
@@ -98,23 +99,28 @@ def _coco_config(detector: str, method: str) -> str:
 
 
 def is_there(job: Job, folder: Path) -> bool:
-    """Whether nothing is left to do; a file may hold memory alone."""
+    """Whether the job is done; a file with peak memory only is not enough."""
     path = folder / job.result
     found = json.loads(path.read_text()) if path.is_file() else {}
     return job.once and bool(found.keys() - {"peak_memory_ratio", "peak_memory_mib"})
 
 
 def run(job: Job, folder: Path, end: float) -> bool:
-    """Whether the job's results are there, in the end or by ``end`` of the monotonic clock."""
+    """Run a job unless it is done; returns whether its results are there.
+
+    Args:
+        folder: of the results.
+        end: value of ``time.monotonic()`` at which the job is stopped.
+    """
     if is_there(job, folder):
         return True
     if time.monotonic() >= end:
         return False
     start = time.monotonic()
     module, *options = job.command
-    command = [sys.executable, "-m", module, *options, "--json", str(folder / job.result)]
+    command = [sys.executable, "-m", module, *options, "--output", str(folder / job.result)]
     environment = dict(os.environ, OMP_NUM_THREADS=str(job.threads))
-    # A group of its own: what it started ends with it.
+    # Its own process group, so that the processes that it starts end with it.
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
         code = process.wait(timeout=end - start)
@@ -130,11 +136,13 @@ def run(job: Job, folder: Path, end: float) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=ROOT / "docs/benchmark", help="for results")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "docs/benchmark", help="folder of the results"
+    )
     groups = list(dict.fromkeys(job.group for job in jobs()))
     parser.add_argument("--only", nargs="+", choices=groups, default=groups)
-    parser.add_argument("--minutes", type=float, default=60, help="stop after so many")
-    parser.add_argument("--jobs", type=int, default=1, help="so many one-thread jobs at a time")
+    parser.add_argument("--minutes", type=float, default=60, help="stop after this many minutes")
+    parser.add_argument("--jobs", type=int, default=1, help="number of one-thread jobs at a time")
     args = parser.parse_args()
     end = time.monotonic() + 60 * args.minutes
     chosen = [job for job in jobs() if job.group in args.only]
@@ -147,7 +155,7 @@ def main() -> None:
     subprocess.run(command, cwd=ROOT, check=True)
     missing = [job.result for job, there in zip([*narrow, *wide], done) if not there]
     if missing:
-        raise SystemExit(f"not there yet, call this again: {', '.join(missing)}")
+        raise SystemExit(f"still missing, run this again: {', '.join(missing)}")
 
 
 if __name__ == "__main__":

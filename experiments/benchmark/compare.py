@@ -1,22 +1,18 @@
 #!/usr/bin/env python
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Compare SSIM with other libraries', and the Gaussian masks with a loop over boxes.
+"""Compare d2kd's SSIM with other libraries', and its Gaussian masks with a loop over boxes.
 
     pip install -e '.[benchmark]'
-    python -m experiments.benchmark.compare --json docs/benchmark/compare.json
+    python -m experiments.benchmark.compare --output docs/benchmark/compare.json
 
-Forward and backward on the FPN levels of one 800 x 1333 image, 256 channels, in turns.
+It times forward and backward on the FPN levels (256 channels) of one 800 x 1333 image, in turns.
 """
 
 import argparse
 import json
-import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-
-# torch's, of what Detectron2 calls: nobody can act on them here.
-warnings.simplefilter("ignore", FutureWarning)
 
 import torch
 from tabulate import tabulate
@@ -28,7 +24,7 @@ from d2kd.structures import MaskInput
 from d2kd.utils.malloc import keep_freed_memory
 from d2kd.utils.timing import describe_machine, interleave
 
-# stride -> height and width, the image being padded to a multiple of 32.
+# Stride -> height and width of the level; the image is padded to a multiple of 32.
 LEVELS = {stride: (-(-800 // stride), -(-1344 // stride)) for stride in (4, 8, 16, 32, 64)}
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -55,7 +51,7 @@ def ssim_losses() -> dict[str, Loss]:
 def ssim_tasks(
     losses: dict[str, Loss], channels: int, device: str
 ) -> dict[str, Callable[[int], object]]:
-    """Each library's SSIM of all levels, forward and backward to the student's maps."""
+    """Each library's SSIM on all levels: forward, and backward to the student's maps."""
     generator = torch.Generator().manual_seed(0)
     teacher = [torch.rand(1, channels, *size, generator=generator) for size in LEVELS.values()]
     noise = [torch.rand(x.shape, generator=generator) for x in teacher]
@@ -74,7 +70,7 @@ def ssim_tasks(
 
 
 def loop_masks(inputs: MaskInput, sigma2: float = 2.0) -> Tensor:
-    """As ``gaussian``, box by box: how it is commonly written."""
+    """The masks of ``gaussian`` computed box by box, as most code does it."""
     images, height, width = inputs.size
     mask = inputs.boxes.new_zeros(images, height, width)
     ys = torch.arange(height, device=mask.device) + 0.5
@@ -90,7 +86,7 @@ def loop_masks(inputs: MaskInput, sigma2: float = 2.0) -> Tensor:
 
 
 def mask_inputs(boxes: int, device: str) -> list[MaskInput]:
-    """What a mask is made of on every level, for one image with so many boxes."""
+    """The input of a mask on every level, for one image with this many boxes."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([1333.0, 800.0, 1333.0, 800.0])
     sides = 0.02 + 0.3 * torch.rand(boxes, 2, generator=generator) ** 2
@@ -102,7 +98,7 @@ def mask_inputs(boxes: int, device: str) -> list[MaskInput]:
 
 
 def mask_tasks(counts: list[int], device: str) -> dict[str, Callable[[int], object]]:
-    """All levels' masks of one image with each of ``counts`` boxes, by d2kd and by the loop."""
+    """d2kd's and the loop's masks of all levels, for one image with each of ``counts`` boxes."""
     tasks = {}
     for count in counts:
         inputs = mask_inputs(count, device)
@@ -115,9 +111,9 @@ def mask_tasks(counts: list[int], device: str) -> dict[str, Callable[[int], obje
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", required=True, type=Path, help="file for the results")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file for the results")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--threads", type=int, help="of the CPU")
+    parser.add_argument("--threads", type=int, help="CPU threads; by default PyTorch's choice")
     parser.add_argument("--channels", type=int, default=256)
     args = parser.parse_args()
     if args.threads:
@@ -135,8 +131,8 @@ def main() -> None:
         result[group] = {n: {"seconds": s.median, "iqr": s.iqr} for n, s in samples.items()}
         rows = [(n, f"{s.median:.5f}", f"{s.iqr:.5f}") for n, s in samples.items()]
         print(tabulate(rows, [group, "seconds", "IQR"], disable_numparse=True), "\n")
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=1) + "\n")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@
 
     python -m experiments.benchmark.report
 
-Each table replaces what stands between the lines ``<!-- benchmark <name> -->`` and
-``<!-- end -->``.
+Each table replaces the text between the lines ``<!-- benchmark <name> -->`` and ``<!-- end -->``.
 """
 
 import argparse
 import json
 import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,15 +22,17 @@ from experiments.suites import DETECTORS
 from experiments.training_runs import ROOT
 
 METHODS = ("TAR", "FRS", "SSIM", "LD", "FRS+LD")
-# What the overhead ratio may be, by the method's name.
+# The largest overhead ratio that a method may have, if other than GOAL.
 GOALS = {"SSIM": 1.10}
 GOAL, MEMORY_GOAL = 1.05, 1.10
+# Heads of columns that several tables have.
+SECONDS, BOUND = ("baseline, s", "teacher, s", "distilled, s"), "of the lower bound"
 
 
 def read_folder(folder: Path) -> list[dict]:
-    """The results of tools/benchmark.py in a folder, a row of each table for each, in order."""
+    """Read the benchmark's results from a folder, in the order of the tables' rows."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    # A file may hold memory alone yet.
+    # An unfinished file has peak memory only.
     found = [result for result in found if "config" in result]
     for result in found:
         _, method, name = result["config"].rsplit("/", 2)
@@ -41,14 +43,14 @@ def read_folder(folder: Path) -> list[dict]:
 
 
 def machine(result: dict) -> str:
-    """What the results were measured on, in one line."""
+    """Describe the machine of the results in one line."""
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     threads = "1 thread" if result["threads"] == 1 else f"{result['threads']} threads"
     return f"{result['device_name']}, {result['cores']} cores, {threads}; {versions}."
 
 
 def _marked(value: float, goal: float) -> str:
-    """Bold where the goal is missed."""
+    """Format a ratio, in bold if it is above its goal."""
     return f"{value:.3f}" if value <= goal else f"**{value:.3f}**"
 
 
@@ -57,7 +59,7 @@ def _goal(method: str) -> float:
 
 
 def _seconds(found: dict) -> list[str]:
-    """Cells for a plain step, the teacher's needed parts and a distilled step."""
+    """The cells of the baseline step, the teacher's needed parts and the distilled step."""
     keys = ("student_step_s", "teacher_needed_s", "distilled_step_s")
     return [f"{found[key]:.3f}" for key in keys]
 
@@ -67,9 +69,9 @@ def _table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
 
 
 def steps_table(results: list[dict]) -> str:
-    """Seconds and memory of plain and distilled steps, and how far these are above their floor."""
-    head = ["detector", "method", "plain, s", "teacher, s", "distilled, s", "of the floor", "IQR"]
-    head += ["adapters in it", "plain, MiB", "distilled, MiB", "of its floor"]
+    """Time and memory of baseline and distilled steps, also relative to the lower bound."""
+    head = ["detector", "method", *SECONDS, BOUND, "IQR"]
+    head += ["with adapters", "baseline, MiB", "distilled, MiB", "of student + teacher"]
     rows = []
     for found in results:
         mib, goal = found["peak_memory_mib"], _goal(found["method"])
@@ -91,7 +93,7 @@ def steps_table(results: list[dict]) -> str:
 
 
 def keys_table(results: list[dict]) -> str:
-    """What keys make of the same step; each row has its own floor, measured beside it."""
+    """The same step under different keys; each row has its own lower bound, measured with it."""
     rows = []
     for found in sorted(results, key=lambda r: (r["method"], -r["overhead_ratio"])):
         pairs = zip(found["opts"][::2], found["opts"][1::2])
@@ -99,26 +101,26 @@ def keys_table(results: list[dict]) -> str:
         cells = [DETECTORS[found["detector"]], found["method"], given or "defaults"]
         ratio = _marked(found["overhead_ratio"], _goal(found["method"]))
         rows.append([*cells, *_seconds(found), ratio])
-    head = ["detector", "method", "DISTILL.TEACHER", "plain, s", "teacher, s", "distilled, s"]
-    return f"{_table(rows, [*head, 'of the floor'])}\n{machine(results[0])}\n"
+    head = ["detector", "method", "DISTILL.TEACHER", *SECONDS, BOUND]
+    return f"{_table(rows, head)}\n{machine(results[0])}\n"
 
 
 def losses_table(results: list[dict]) -> str:
-    """Each loss's forward and backward, and a step under it alone."""
-    head = ["detector", "method", "loss", "ms", "of the floor", "step under it alone, of its floor"]
+    """Each loss's forward and backward, and a step with this loss alone."""
+    head = ["detector", "method", "loss", "ms", BOUND, "step with it alone, of its lower bound"]
     rows = []
     for found in results:
-        floor = found["student_step_s"] + found["teacher_needed_s"]
+        bound = found["student_step_s"] + found["teacher_needed_s"]
         for name, seconds in found["losses"].items():
             of_one = found if len(found["losses"]) == 1 else found["each_loss_alone"].get(name)
             alone = f"{of_one['overhead_ratio']:.3f}" if of_one else ""
             cells = [DETECTORS[found["detector"]], found["method"], name, f"{1000 * seconds:.1f}"]
-            rows.append([*cells, f"{seconds / floor:.3f}", alone])
+            rows.append([*cells, f"{seconds / bound:.3f}", alone])
     return _table(rows, head)
 
 
 def compare_table(result: dict, group: str) -> str:
-    """Alternatives beside d2kd's, which stands first in each set of them."""
+    """Other implementations beside d2kd's, which comes first in each group."""
     found, rows = result[group], []
     ours = {}
     for name, sample in found.items():
@@ -130,17 +132,17 @@ def compare_table(result: dict, group: str) -> str:
 
 
 def exponent(values: Sequence[float], seconds: Sequence[float]) -> float:
-    """p of ``seconds ~ values ** p`` from the first to the last of them."""
+    """The p of ``seconds ~ values ** p`` between the first and the last value."""
     return math.log(seconds[-1] / seconds[0]) / math.log(values[-1] / values[0])
 
 
 def steepest_exponent(values: Sequence[float], seconds: Sequence[float]) -> float:
-    """The largest p between two neighbours: what a flat beginning hides from ``exponent``."""
+    """The largest p between two neighbouring values; a flat beginning lowers ``exponent``."""
     return max(exponent(values[i : i + 2], seconds[i : i + 2]) for i in range(len(values) - 1))
 
 
 def growth_tables(result: dict) -> str:
-    """One table for each quantity; below it, the powers by which a distilled step grows."""
+    """One table for each quantity; below it, the exponents of the distilled step's growth."""
     parts = []
     for sweep in dict.fromkeys(point["sweep"] for point in result["points"]):
         found = [point for point in result["points"] if point["sweep"] == sweep]
@@ -154,15 +156,15 @@ def growth_tables(result: dict) -> str:
             ]
             for point in found
         ]
-        head = [sweep, "method", "plain, s", "teacher, s", "distilled, s", "of the floor", "MiB"]
+        head = [sweep, "method", *SECONDS, BOUND, "MiB"]
         parts.append(f"{_table(rows, head)}\n{_growth(sweep, found)}\n")
     return "\n".join([*parts, machine(result) + "\n"])
 
 
 def _growth(sweep: str, points: list[dict]) -> str:
-    """The powers by which each method's step grows along one sweep, as a sentence."""
+    """A sentence with the exponents of each method's growth along one sweep."""
     whole, steepest = [], []
-    # Twice as long a side is four times the pixels.
+    # Doubling the side means four times the pixels.
     of, per = ("pixels", 2) if "side" in sweep else (sweep, 1)
     for method in dict.fromkeys(point["method"] for point in points):
         of_method = [point for point in points if point["method"] == method]
@@ -170,18 +172,19 @@ def _growth(sweep: str, points: list[dict]) -> str:
         y = [point["distilled_step_s"] for point in of_method]
         whole.append(f"{method} {exponent(x, y) / per:.2f}")
         steepest.append(f"{method} {steepest_exponent(x, y) / per:.2f}")
-    return (
-        f"Grows with {of}, from the first value to the last, to the power of: {', '.join(whole)}; "
-        f"between two neighbours at most: {', '.join(steepest)}."
+    text = (
+        f"Exponent of the growth with {of}, from the first value to the last: {', '.join(whole)}; "
+        f"largest between two neighbouring values: {', '.join(steepest)}."
     )
+    return textwrap.fill(text, 100)
 
 
 def data_table(result: dict) -> str:
-    """How long a step is, and how long it waits for its batch."""
+    """Seconds of an iteration, and how many of them it waits for its batch."""
     rows = [
         [
             row["set"],
-            "distilled" if row["distilled"] else "plain",
+            "distilled" if row["distilled"] else "baseline",
             row["workers"],
             f"{row['seconds']:.3f}",
             f"{row['waiting_s']:.4f}",
@@ -194,7 +197,7 @@ def data_table(result: dict) -> str:
 
 
 def tables(folder: Path) -> dict[str, str]:
-    """Name -> markdown of every table whose results are in the folder."""
+    """The Markdown of every table whose results are in the folder, by name."""
     makers: dict[str, Callable[[], str]] = {}
     for name in ("shapes", "coco"):
         results = read_folder(folder / name)
@@ -224,7 +227,9 @@ def tables(folder: Path) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=ROOT / "docs/benchmark", help="of results")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "docs/benchmark", help="of the results"
+    )
     parser.add_argument("--page", type=Path, default=ROOT / "BENCHMARK.md", help="markdown")
     args = parser.parse_args()
     for name, text in tables(args.folder).items():

@@ -3,14 +3,16 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
-from d2kd.benchmark import memory as bench_memory
-from d2kd.benchmark import run as benchmark
+from d2kd.benchmark import command, memory
 from d2kd.benchmark.networks import build_networks, read_config, synthetic_batches
 from d2kd.benchmark.options import as_arguments, parse_args
+from d2kd.benchmark.summary import format_table, summarise
+from d2kd.benchmark.tasks import build_tasks
 from d2kd.utils.timing import Sample, interleave
 from tests.common import ROOT
 
@@ -55,7 +57,7 @@ def test_sample():
 
 
 def test_summary():
-    found = benchmark.summarise(_times(), ["feature", "cls"])
+    found = summarise(_times(), ["feature", "cls"])
     assert [found[key] for key in KEYS] == [3.0, 1.0, 1.5, 4.4]
     assert found["overhead_ratio"] == found["overhead_ratio_beyond_adapters"] == 1.1
     # Rounds of 3.3 / 3, 5.5 / 5, 4.4 / 4: a machine that slows down changes none of them.
@@ -66,29 +68,39 @@ def test_summary():
     }
 
 
-def test_adapters_count_as_floor_in_the_second_ratio_alone():
-    found = benchmark.summarise(_times(adapters=(0.4, 0.4, 0.4)), ["feature", "cls"])
+def test_adapters_belong_to_the_lower_bound_in_the_second_ratio_alone():
+    found = summarise(_times(adapters=(0.4, 0.4, 0.4)), ["feature", "cls"])
     assert (found["overhead_ratio"], found["overhead_ratio_beyond_adapters"]) == (1.1, 1.0)
-    text = benchmark.table({**found, "random_weights": ["teacher"]})
-    for part in ("overhead ratio 1.100", "floor 1.000", "random weights: teacher", "feature alone"):
+    text = format_table({**found, "random_weights": ["teacher"]})
+    for part in (
+        "overhead ratio 1.100",
+        "bound 1.000",
+        "of the lower bound",
+        "random weights: teacher",
+        "feature alone",
+    ):
         assert part in text
 
 
 def test_options_reach_the_processes_that_measure_memory():
-    given = ["--config-file", "a.yaml", "--json", "o.json", "--size", "64", "96", "--batch", "2"]
+    given = ["--config-file", "a.yaml", "--output", "o.json", "--size", "64", "96", "--batch", "2"]
     given += ["--boxes", "7", "--data", "--random-weights", "--threads", "1", "SEED", "3"]
     threads = torch.get_num_threads()
     first = parse_args("", given)
     second = parse_args("", as_arguments(first))
     torch.set_num_threads(threads)
-    assert vars(first) == vars(second) and second.opts == ["SEED", "3"]
+    # Only the first process writes the results.
+    assert vars(first) == {**vars(second), "output": Path("o.json")}
+    assert second.opts == ["SEED", "3"] and second.output is None
 
 
-@pytest.mark.parametrize("wrong", [["--steps", "1"], ["--size", "0", "9"], ["--batch", "0"]])
+@pytest.mark.parametrize(
+    "wrong", [["--steps", "1"], ["--size", "0", "9"], ["--batch", "0"], ["--warmup", "-1"]]
+)
 def test_options_out_of_range_are_refused(wrong, capsys):
     with pytest.raises(SystemExit):
-        parse_args("", ["--config-file", "a", "--json", "b", *wrong])
-    assert "--steps must be 2 or more" in capsys.readouterr().err
+        parse_args("", ["--config-file", "a", *wrong])
+    assert "set --steps to 2 or more" in capsys.readouterr().err
 
 
 def test_memory_ratio(monkeypatch):
@@ -99,23 +111,23 @@ def test_memory_ratio(monkeypatch):
         assert command[3] == f"{part},features,logits"
         return type("Done", (), {"returncode": 0, "stdout": f"a log\n{peaks[part]}\n"})
 
-    monkeypatch.setattr(bench_memory.subprocess, "run", run)
-    args = parse_args("", ["--config-file", "a.yaml", "--json", "o.json"])
-    found = bench_memory.measure_peaks(args, frozenset({"logits", "features"}))
+    monkeypatch.setattr(memory.subprocess, "run", run)
+    args = parse_args("", ["--config-file", "a.yaml"])
+    found = memory.measure_peaks(args, frozenset({"logits", "features"}))
     assert found == {"peak_memory_ratio": 1.1, "peak_memory_mib": peaks}
 
 
 def test_memory_is_kept_on_demand(tmp_path):
     path = tmp_path / "o.json"
-    assert benchmark.known_peaks(path) == {}
+    assert command.known_peaks(path) == {}
     path.write_text(json.dumps({"peak_memory_ratio": 1.0, "peak_memory_mib": {}, "steps": 3}))
-    assert benchmark.known_peaks(path) == {"peak_memory_ratio": 1.0, "peak_memory_mib": {}}
+    assert command.known_peaks(path) == {"peak_memory_ratio": 1.0, "peak_memory_mib": {}}
 
 
 def test_of_the_teacher_only_what_is_read_is_timed(monkeypatch):
     monkeypatch.chdir(ROOT)
     pair = build_networks(read_config(CONFIG, ["MODEL.DEVICE", "cpu"]), random_weights=True)
-    tasks = benchmark.build_tasks(pair, synthetic_batches(pair.cfg, (64, 64), images=1, boxes=4))
+    tasks = build_tasks(pair, synthetic_batches(pair.cfg, (64, 64), images=1, boxes=4))
     teacher, seen = pair.teacher.model, Counter()
     parts = ["backbone", "proposal_generator", "roi_heads.box_head"]
     for part in parts:
@@ -131,12 +143,43 @@ def test_of_the_teacher_only_what_is_read_is_timed(monkeypatch):
         assert seen == Counter(run), task
 
 
+def test_memory_can_only_be_kept_from_a_file(capsys):
+    with pytest.raises(SystemExit):
+        parse_args("", ["--config-file", "a", "--keep-memory"])
+    assert "--keep-memory reads the file of --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "opts, words",
+    [
+        (["DISTILL.ENABLED", "False"], "set DISTILL.ENABLED to True"),
+        (["MODEL.DEVIZE", "cpu"], "Did you mean 'MODEL.DEVICE'?"),
+    ],
+)
+def test_a_user_error_ends_the_benchmark_with_its_message(monkeypatch, capsys, opts, words):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as end:
+        command.main(["--config-file", CONFIG, *opts])
+    printed = capsys.readouterr().err
+    assert end.value.code == 2 and words in printed and "Traceback" not in printed
+
+
+def test_without_a_gpu_the_cpu_is_used_and_that_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(ROOT)
+    assert read_config(CONFIG, ["MODEL.DEVICE", "cuda"]).MODEL.DEVICE == "cpu"
+    sentence = "MODEL.DEVICE is cuda and there is no GPU: this runs on the CPU\n"
+    assert capsys.readouterr().out == sentence
+    read_config(CONFIG, ["MODEL.DEVICE", "cpu"])
+    assert capsys.readouterr().out == ""
+
+
 def test_a_run(measured):
     found = json.loads(measured.read_text())
     assert all(found[key] > 0 for key in KEYS)
     # No bounds on times: of two steps on a busy machine they say nothing.
-    floor = found["student_step_s"] + found["teacher_needed_s"]
-    assert found["overhead_ratio"] == pytest.approx(found["distilled_step_s"] / floor, abs=1e-4)
+    bound = found["student_step_s"] + found["teacher_needed_s"]
+    assert found["overhead_ratio"] == pytest.approx(found["distilled_step_s"] / bound, abs=1e-4)
     assert 0.3 < found["peak_memory_ratio"] < 2
     assert list(found["losses"]) == list(found["each_loss_alone"]) == ["feature", "cls", "reg"]
     assert all(seconds > 0 for seconds in found["losses"].values())

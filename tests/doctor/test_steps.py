@@ -53,7 +53,7 @@ def test_steps_and_images_fit_the_time(train_set, teacher_files, left, asked, st
     assert trial.warm == (kept > 1)
 
 
-def test_the_pace_is_that_of_the_time_left(monkeypatch):
+def test_the_budget_follows_the_time_left(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: 10.0)
     budget = StepBudget(until=50.0)
     assert budget.first_images(16) == 1
@@ -85,7 +85,7 @@ def test_time_for_the_schedule():
     )
     cfg = plain_cfg("SOLVER.MAX_ITER", 1800, "DATALOADER.NUM_WORKERS", 1)
     finding = check_time(cfg, trial)
-    assert "4.00 s an iteration, 2.00 s without distillation: 2.0 h and 1.0 h" in finding.text
+    assert "4.00 s per iteration, 2.00 s without distillation: 2.0 h and 1.0 h" in finding.text
     assert "measured on 3 steps of 8 of 16 images and scaled up" in finding.text
     assert check_memory(trial).text.endswith("with 8 of 16 images")
     assert finding.status is Status.WARNING and "NUM_WORKERS from 1 to 2" in finding.advice

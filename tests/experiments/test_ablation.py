@@ -140,7 +140,7 @@ def suite(tmp_path, monkeypatch):
         paths = [part for name, path in folders.items() for part in (name, str(tmp_path / path))]
         paths += ["--zoo", str(tmp_path / "zoo.md")]
         (tmp_path / "zoo.md").touch()
-        argv = ["ablation.py", "--detector", "fcos", "--seeds", "1", "2", *paths, *options]
+        argv = ["ablation", "--detector", "fcos", "--seeds", "1", "2", *paths, *options]
         monkeypatch.setattr(sys, "argv", argv)
         ablation.main()
         return json.loads((tmp_path / "docs" / "shapes.json").read_text())["rows"]
@@ -187,7 +187,7 @@ def test_unknown_methods_are_refused(suite):
 
 
 def test_a_method_leaves_out_detectors_that_lack_it(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["ablation.py", "--only", "TAR"])
+    monkeypatch.setattr(sys, "argv", ["ablation", "--only", "TAR"])
     chosen = ablation.choose_methods(ablation.parse_args())
     assert {d: [m.name for m in methods] for d, methods in chosen.items()} == {
         "faster_rcnn": [BASELINE, "TAR"],

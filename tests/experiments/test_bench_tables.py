@@ -1,8 +1,9 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Growth, comparisons and data go on where they were cut off, and become the tables of a page."""
+"""Growth, comparisons and data continue where they were interrupted, and become a page's tables."""
 
 import importlib.util
 import json
+import re
 import sys
 import time
 
@@ -16,7 +17,7 @@ from experiments.benchmark import growth as bench_growth
 from experiments.benchmark.all import Job
 from experiments.benchmark.compare import loop_masks, mask_inputs
 from experiments.benchmark.data import data_share
-from experiments.benchmark.growth import PROCESSES, SWEEPS, arguments, draw, wanted
+from experiments.benchmark.growth import PROCESSES, SWEEPS, all_points, arguments, draw
 from experiments.benchmark.report import ROOT, exponent, main, steepest_exponent, tables
 from experiments.suites import DETECTORS
 
@@ -28,7 +29,7 @@ def test_growth_changes_one_quantity_at_a_time(tmp_path):
         "boxes in an image": lambda x: {"boxes": x},
         "FPN channels": lambda x: {},
     }
-    for sweep, value, method in wanted():
+    for sweep, value, method in all_points():
         if sweep is PROCESSES:
             continue
         threads = torch.get_num_threads()
@@ -43,7 +44,7 @@ def test_growth_changes_one_quantity_at_a_time(tmp_path):
 
 @pytest.fixture
 def growth(monkeypatch, tmp_path):
-    """Call bench_growth with made-up measurements; returns (call, what was measured, its file)."""
+    """Run growth with made-up measurements; returns (call, what was measured, its file)."""
     measured, path = [], tmp_path / "growth.json"
 
     def note(kind, result):
@@ -61,7 +62,7 @@ def growth(monkeypatch, tmp_path):
     monkeypatch.setattr(bench_growth, "memory_point", note("memory", peak))
     monkeypatch.setattr(bench_growth, "measure_processes", note("processes", {**times, **peak}))
     monkeypatch.setattr(bench_growth, "keep_freed_memory", lambda device: None)
-    monkeypatch.setattr(sys, "argv", ["bench_growth.py", "--json", str(path)])
+    monkeypatch.setattr(sys, "argv", ["growth.py", "--output", str(path)])
 
     def call(stop=None):
         note.stop = stop
@@ -80,7 +81,7 @@ def test_growth_goes_on_where_it_was_cut_off(growth):
     assert len(measured) == len(set(map(str, measured))), "nothing twice"
     found = json.loads(path.read_text())["points"]
     assert [(p["sweep"], p["value"], p["method"]) for p in found] == [
-        (sweep.name, value, method) for sweep, value, method in wanted()
+        (sweep.name, value, method) for sweep, value, method in all_points()
     ]
     assert all({"overhead_ratio", "peak_memory_mib"} <= set(point) for point in found)
     assert path.with_suffix(".png").is_file()
@@ -99,7 +100,7 @@ def _growth(power):
             "distilled_step_s": float(value) ** power,
             **POINT,
         }
-        for sweep, value, method in wanted()
+        for sweep, value, method in all_points()
     ]
 
 
@@ -125,7 +126,7 @@ def test_share_of_the_data(tmp_path):
     path.write_text("\n".join(json.dumps(row) for row in [*rows, {"bbox/AP": 1.0}]))
     assert data_share(path) == {"seconds": 0.2, "waiting_s": 0.02, "share": 0.1}
     path.write_text(json.dumps({"bbox/AP": 1.0}))
-    with pytest.raises(ValueError, match="times no iteration"):
+    with pytest.raises(ValueError, match="has no times"):
         data_share(path)
 
 
@@ -160,33 +161,51 @@ def results(tmp_path, measured):
     return tmp_path
 
 
+def _cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def _read(text):
+    """The rows of a page's one table, as dicts."""
+    head, _, *rows = [_cells(line) for line in text.splitlines() if line.startswith("|")]
+    return [dict(zip(head, row)) for row in rows]
+
+
 def test_tables(results):
     found = tables(results)
     assert list(found) == ["shapes", "shapes losses", "keys", "ssim", "masks", "growth", "data"]
-    # In the order of the detectors, and bold where the goal is missed.
-    lines = found["shapes"].splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:4]] == ["FCOS", "GFL"]
-    assert "1.040" in lines[2] and "**1.040**" not in lines[2] and "**1.060**" in lines[3]
+    # In the order of the detectors, and bold if the goal is missed.
+    shapes = _read(found["shapes"])
+    assert [row["detector"] for row in shapes] == ["FCOS", "GFL"]
+    assert [row["of the lower bound"] for row in shapes] == ["1.040", "**1.060**"]
     assert " cores, 1 thread; python 3" in found["shapes"]
-    cells = [x.split("|")[-2].strip() for x in found["shapes losses"].splitlines() if "| cls" in x]
-    assert cells[0] and not cells[1], "only what was measured"
-    ratios = [x.split("|")[-2].strip() for x in found["masks"].splitlines() if " boxes" in x]
+    losses = [row for row in _read(found["shapes losses"]) if row["loss"] == "cls"]
+    alone = [row["step with it alone, of its lower bound"] for row in losses]
+    assert alone[0] and not alone[1], "only what was measured"
+    ratios = [row["of d2kd"] for row in _read(found["masks"])]
     assert ratios == ["1.00", "3.00", "1.00", "4.00"]
-    assert "2.0 %" in found["data"]
-    keys = [[x.strip() for x in line.split("|")] for line in found["keys"].splitlines()[2:4]]
-    assert [cells[3] for cells in keys] == ["defaults", "`COMPILE True`, `SEED 3`"]
-    assert [cells[-2] for cells in keys] == ["**1.060**"] * 2
+    assert [row["share"] for row in _read(found["data"])] == ["2.0 %"]
+    keys = _read(found["keys"])
+    given = [row["DISTILL.TEACHER"] for row in keys]
+    assert given == ["defaults", "`COMPILE True`, `SEED 3`"]
+    assert [row["of the lower bound"] for row in keys] == ["**1.060**"] * 2
 
 
 def test_tables_of_growth(results):
     found = tables(results)["growth"]
-    assert all(f"| {sweep.name} " in found for sweep in SWEEPS)
-    ends, neighbours = "from the first value to the last, to the power of", "neighbours at most"
-    assert f"boxes in an image, {ends}: TAR 1.50; between two {neighbours}: TAR 1.50." in found
-    assert f"with pixels, {ends}: TAR 0.75, FRS 0.75" in found
+    first = [_cells(line)[0] for line in found.splitlines() if line.startswith("|")]
+    assert {sweep.name for sweep in SWEEPS} < set(first)
+    text, ends = " ".join(found.split()), "from the first value to the last"
+    steepest = "largest between two neighbouring values"
+    assert f"boxes in an image, {ends}: TAR 1.50; {steepest}: TAR 1.50." in text
+    assert f"with pixels, {ends}: TAR 0.75, FRS 0.75" in text
     # 1.06 misses the goal of TAR and FRS and meets that of SSIM.
-    lines = [line for line in found.splitlines() if "1.06" in line]
-    assert all(("**1.060**" in line) != ("| SSIM" in line) for line in lines)
+    rows = [_cells(line) for line in found.splitlines() if "1.06" in line]
+    assert {(cells[1], cells[-2]) for cells in rows} == {
+        ("TAR", "**1.060**"),
+        ("FRS", "**1.060**"),
+        ("SSIM", "1.060"),
+    }
 
 
 def test_growth_that_is_not_whole_is_left_out(results):
@@ -200,14 +219,13 @@ def test_growth_that_is_not_whole_is_left_out(results):
 def test_the_page_is_rewritten_between_its_marks(results, monkeypatch):
     page = results / "page.md"
     page.write_text("a\n<!-- benchmark data -->\nold\n<!-- end -->\nb\n<!-- benchmark coco -->\n")
-    command = ["bench_report.py", "--folder", str(results), "--page", str(page)]
+    command = ["report.py", "--folder", str(results), "--page", str(page)]
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", command)
         main()
-    text = page.read_text()
-    assert text.startswith("a\n<!-- benchmark data -->\n\n| set")
-    assert "old" not in text and text.count("BCCD") == 1
-    assert text.endswith("<!-- end -->\nb\n<!-- benchmark coco -->\n")
+    before, table, after = re.split("<!-- benchmark data -->|<!-- end -->", page.read_text())
+    assert (before, after) == ("a\n", "\nb\n<!-- benchmark coco -->\n")
+    assert "old" not in table and [row["set"] for row in _read(table)] == ["BCCD"]
 
 
 def test_all_jobs_are_commands_on_configs_that_are_there():

@@ -7,8 +7,10 @@ import sys
 
 import cv2
 import pytest
+import torch
 
 from d2kd.data.datasets import synthetic_shapes as shapes
+from experiments import demo
 from tests.common import ROOT
 
 
@@ -42,7 +44,9 @@ def test_results(finished):
     # The shipped teacher must be the trained one.
     assert results["teacher"]["AP"] > 40
     assert results["baseline"]["params"] == results["distilled"]["params"] == 799114
-    assert "| distilled |" in printed
+    assert "distilled" in printed
+    missing = "MODEL.DEVICE is cuda and there is no GPU: this runs on the CPU"
+    assert (missing in printed) != torch.cuda.is_available()
 
 
 def test_the_students_differ_in_the_teaching_alone(finished):
@@ -67,3 +71,45 @@ def test_a_second_call_finds_everything_there(finished):
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("already there") == 3
     assert (output / "distilled" / "model_final.pth").stat().st_mtime_ns == before
+
+
+def test_options_of_the_command_line_reach_both_students(tmp_path):
+    given = [
+        "--output",
+        str(tmp_path),
+        "--seed",
+        "4",
+        "MODEL.DEVICE",
+        "cpu",
+        "SOLVER.BASE_LR",
+        "0.5",
+    ]
+    args = demo.parse_args(given)
+    teacher = demo.teacher_config(demo.read_config(str(ROOT / args.config_file), args.opts))
+    for distil in (True, False):
+        run = demo.student_run("x", distil, teacher, args)
+        opts = dict(zip(run.opts[::2], run.opts[1::2]))
+        assert (opts["SOLVER.BASE_LR"], opts["SEED"]) == ("0.5", "4")
+        assert (opts["MODEL.DEVICE"], opts["DISTILL.ENABLED"]) == ("cpu", str(distil))
+
+
+@pytest.mark.parametrize(
+    "opts, words",
+    [
+        (["DISTILL.ENABLED", "False"], "the demo needs DISTILL.ENABLED True"),
+        (["DATASETS.TRAIN", "('d2kd_shapes_val',)"], "under configs/shapes/"),
+        (["MODEL.DEVIZE", "cpu"], "Did you mean 'MODEL.DEVICE'?"),
+    ],
+)
+def test_a_user_error_ends_the_demo_with_its_message(tmp_path, capsys, monkeypatch, opts, words):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as end:
+        demo.main(["--output", str(tmp_path), *opts])
+    printed = capsys.readouterr().err
+    assert end.value.code == 2 and words in printed and "Traceback" not in printed
+
+
+def test_too_few_iterations_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        demo.parse_args(["--iterations", "3"])
+    assert "set --iterations to 4 or more" in capsys.readouterr().err

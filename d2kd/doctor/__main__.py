@@ -1,0 +1,9 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
+"""``python -m d2kd.doctor``."""
+
+import sys
+
+from .command import main
+
+if __name__ == "__main__":
+    sys.exit(main())
