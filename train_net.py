@@ -69,8 +69,9 @@ def find_student(cfg: CfgNode, resume: bool) -> tuple[str, str]:
         last = find_last(cfg.OUTPUT_DIR)
         if last is None:
             raise ConfigError(
-                f"--eval-only --resume: there is no last_checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}: "
-                "set OUTPUT_DIR to the folder of a run, or leave out --resume and set MODEL.WEIGHTS"
+                "--eval-only --resume: there is no last_checkpoint in OUTPUT_DIR "
+                f"{cfg.OUTPUT_DIR}: set OUTPUT_DIR to the folder of a run, or leave out --resume "
+                "and set MODEL.WEIGHTS"
             )
         return last.path, last.path
     if not cfg.MODEL.WEIGHTS:

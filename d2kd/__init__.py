@@ -4,8 +4,9 @@
 Importing it registers d2kd's meta-architectures, paired forwards and synthetic datasets.
 """
 
-from .utils import opencv  # noqa: F401  isort: skip  first: it explains why cv2 cannot be imported
 import warnings
+
+from .utils import opencv  # noqa: F401  isort: skip  first: it explains why cv2 cannot be imported
 
 # torch warns of functions that Detectron2 and fvcore call; users of d2kd cannot change those.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")

@@ -2,7 +2,8 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Print how far a teacher in half precision is from one in float32: outputs, losses, gradients.
 
-python -m experiments.precision --config-file configs/shapes/TAR/retinanet_R_50_eighth_from_R_50_three_eighths_800.yaml
+    python -m experiments.precision --config-file \\
+        configs/shapes/TAR/retinanet_R_50_eighth_from_R_50_three_eighths_800.yaml
 """
 
 import argparse

@@ -3,6 +3,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -169,7 +170,7 @@ def _rcnn_heads(
 
 
 def _dense_heads(
-    teacher: FrozenTeacher, features: dict[str, Tensor], _, __, required: RequiredOutputs
+    teacher: FrozenTeacher, features: dict[str, Tensor], _: Any, __: Any, required: RequiredOutputs
 ) -> None:
     dense.teacher_outputs(teacher, features, None, required)
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from detectron2.utils.file_io import PathManager
 
@@ -26,11 +26,11 @@ class AtomicPathManager:
     Addresses of other systems ("s3://") are left to their handlers.
     """
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(PathManager, name)
 
     @contextmanager
-    def open(self, path: str, mode: str = "r", **kwargs) -> Iterator[IO]:
+    def open(self, path: str, mode: str = "r", **kwargs: Any) -> Iterator[IO]:
         """Open a file as PathManager.open does.
 
         Raises:
@@ -46,8 +46,8 @@ class AtomicPathManager:
         # PyTorch's writer turns the system's error into a RuntimeError of its own.
         except (OSError, RuntimeError) as error:
             raise WeightsError(
-                f"{path} could not be written: {error}. The checkpoint before it is unchanged: free "
-                f"space in {os.path.dirname(path)}, then continue with --resume."
+                f"{path} could not be written: {error}. The checkpoint before it is unchanged: "
+                f"free space in {os.path.dirname(path)}, then continue with --resume."
             ) from error
 
 

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from .defaults import add_d2kd_config
 from .detectors import DETECTORS, Detector, find_detector
+from .timm import forget_start, is_timm
 
 __all__ = ["dump_student_config", "student_config"]
 
@@ -15,7 +16,7 @@ def student_config(cfg: CfgNode) -> CfgNode:
     """A copy of a config without the keys that d2kd alone reads; every other key is kept.
 
     Also kept are the keys of a backbone or detector of your own (``MODEL.MINE``). Of the nodes
-    that d2kd adds for its detectors (``MODEL.FCOS``, ``MODEL.GFL``) those of other detectors go.
+    that d2kd adds (``MODEL.FCOS``, ``MODEL.GFL``, ``MODEL.TIMM``) those of other networks go.
     """
     student = cfg.clone()
     student.defrost()
@@ -23,6 +24,8 @@ def student_config(cfg: CfgNode) -> CfgNode:
         if not _is_kept(key, cfg):
             node, name = _parent(student, key)
             node.pop(name, None)
+    if "TIMM" in student.MODEL:
+        forget_start(student)
     return student
 
 
@@ -43,6 +46,8 @@ def dump_student_config(student: CfgNode) -> str:
 def _adder(key: str) -> str:
     """The function that adds a key which Detectron2 does not have, as the start of a clause."""
     adders = [row.add_config for row in DETECTORS.values() if key in _keys_of(row)]
+    if key == "MODEL.TIMM":
+        return "d2kd.add_d2kd_config, which"
     if not adders:
         return "the function that"
     if adders[0].__module__.startswith("d2kd."):
@@ -67,6 +72,8 @@ def _new_keys(cfg: CfgNode, base: CfgNode, prefix: str = "") -> Iterator[str]:
 
 def _is_kept(key: str, cfg: CfgNode) -> bool:
     """Whether the student needs a key that ``add_d2kd_config`` adds."""
+    if key == "MODEL.TIMM":
+        return is_timm(cfg)
     row = find_detector(cfg)
     if row is not None:
         return key in _keys_of(row)

@@ -3,7 +3,7 @@
 
 from detectron2.config import CfgNode as CN
 
-__all__ = ["add_timm_config"]
+__all__ = ["add_timm_config", "forget_start", "is_timm"]
 
 
 def add_timm_config(cfg: CN) -> None:
@@ -26,3 +26,14 @@ def add_timm_config(cfg: CN) -> None:
     _C.WEIGHTS = ""
     # "" keeps BatchNorm as the network has it; "FrozenBN" freezes statistics and scales.
     _C.NORM = ""
+
+
+def is_timm(cfg: CN) -> bool:
+    """Whether the detector's backbone is a network of timm."""
+    return "timm" in cfg.MODEL.BACKBONE.NAME
+
+
+def forget_start(cfg: CN) -> None:
+    """Build the network without its own starting weights: a whole detector's are loaded over it."""
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    cfg.MODEL.TIMM.PRETRAINED = False

@@ -54,7 +54,10 @@ class DistillLossHook(HookBase):
         unwrap(self.trainer.model).unregister_loss_hook(self.name)
 
     def __call__(self, loss_module: nn.Module, step: DistillStep) -> LossTerms:
-        """The loss times the schedule's factor. Also at factor 0: DDP needs every adapter in the graph of every step."""
+        """The loss times the schedule's factor.
+
+        It is computed at factor 0 too: DDP needs every adapter in the graph of every step.
+        """
         factor = self.schedule(self.trainer.iter / self.trainer.max_iter)
         self._log(factor)
         return loss_module(step).scaled(factor)

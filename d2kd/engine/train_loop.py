@@ -75,7 +75,14 @@ class AccumulatingTrainer(CheckedTrainer):
     is the sum. Trained BatchNorm layers see the batches one by one.
     """
 
-    def __init__(self, model, data_loader, optimizer, steps: int, **kwargs):
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Any,
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+        **kwargs: Any,
+    ) -> None:
         """
         Args:
             model, data_loader, optimizer, kwargs: of SimpleTrainer.

@@ -4,12 +4,15 @@
 import logging
 import os
 import weakref
+from typing import Any
 
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicWriter
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from torch import nn
@@ -65,23 +68,23 @@ class DistillTrainer(BaseTrainer):
         return META_ARCH_REGISTRY.get("Distiller")(cfg)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
         """Detectron2's, which can be resumed, and whose errors name the image."""
         return build_train_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Detectron2's, whose errors name the image."""
         mapper = build_mapper(cfg, False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """COCO's metrics; results are written to inference/ in OUTPUT_DIR."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return build_evaluator(cfg, dataset_name, folder)
 
-    def _build_checkpointer(self):
+    def _build_checkpointer(self) -> DetectionCheckpointer:
         model, trainer = unwrap(self.model), weakref.proxy(self)
         if not self.cfg.DISTILL.ENABLED:
             return build_checkpointer(self.cfg, trainer, model)

@@ -12,6 +12,7 @@ from ..checkpoint.weights import load_weights_strict, resolve_weights
 from ..config.defaults import add_d2kd_config
 from ..config.detectors import find_detector
 from ..config.load import merge_file
+from ..config.timm import forget_start
 from ..model_zoo import find_config_file
 from ..utils.errors import ConfigError, PairMismatchError, WeightsError
 from ..utils.files import sha256
@@ -64,6 +65,7 @@ def read_teacher_config(cfg: CfgNode) -> CfgNode:
     merge_file(teacher_cfg, name if own else _find_in_zoo(name), named_by, trusted=not own)
     teacher_cfg.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or _zoo_weights(name)
     teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
+    forget_start(teacher_cfg)
     return teacher_cfg
 
 
@@ -104,7 +106,8 @@ def build_teacher(
         layout, compiled, precision: of ``FrozenTeacher``.
 
     Raises:
-        WeightsError: the weights are not there, or a weight of the teacher is missing in the file or has another shape.
+        WeightsError: the weights are not there, or a weight of the teacher is missing in the file
+            or has another shape.
         PairMismatchError: the teacher's INPUT.FORMAT cannot be made from the student's.
     """
     formats = {student_format, teacher_cfg.INPUT.FORMAT}

@@ -3,7 +3,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -135,13 +135,14 @@ class Distiller(nn.Module):
         """
         self._finished.add(name)
 
-    def forward(self, batch: list[dict]):
+    def forward(self, batch: list[dict]) -> Any:
         """Losses in training (dict of scalars), the student's detections in eval mode."""
         if not self.training:
             return self.student(batch)
         self.last_step = StepRecord(batch, get_random_state())
         if self._finished == set(self.distill_losses) and self.required.proposals == "student":
-            losses, per_level = self._forward_without_teacher(batch), {}
+            losses: dict[str, Tensor] = self._forward_without_teacher(batch)
+            per_level: dict[str, dict[str, Tensor]] = {}
         else:
             losses, per_level = self._forward_with_teacher(batch)
         detached = {name: loss.detach() for name, loss in losses.items()}

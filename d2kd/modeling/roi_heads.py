@@ -5,6 +5,8 @@ Shape shorthand in this file:
     R: sampled proposals of one image; K: foreground classes
 """
 
+from typing import Any
+
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import Instances
 from torch import Tensor
@@ -21,7 +23,7 @@ class SharedProposalROIHeads(StandardROIHeads):
     attached to the graph.
     """
 
-    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]):
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
         if not self.training:
             return super()._forward_box(features, proposals)
         pooled = self.box_pooler(

@@ -14,7 +14,7 @@ UNFINISHED = ".unfinished"
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits; the file may be larger than memory."""
+    """The SHA-256 of a file's content in hexadecimal digits; it may be larger than memory."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):

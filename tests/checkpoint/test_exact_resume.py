@@ -145,7 +145,7 @@ def test_another_number_of_processes_is_named_and_all_do_the_same(monkeypatch, c
     state = run_state.state_dict()
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     for rank in range(2):
-        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         run_state = RunState([], torch.nn.Identity())
         run_state.load_state_dict(state)
         assert "by 1 process(es) and is resumed by 2" in caplog.text

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""A detector added by the recipe of d2kd.config.detectors is checked and distilled like the rest."""
+"""A detector added by the recipe of d2kd.config.detectors is checked and distilled as others."""
 
 import pytest
 import torch

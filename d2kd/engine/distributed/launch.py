@@ -100,7 +100,8 @@ def plan_group(args: Namespace, device: str) -> Group:
         )
     if group.size > 1 and device != kind:
         raise ConfigError(
-            f"MODEL.DEVICE is {device!r}, which is one device for several processes: set it to {kind!r}"
+            f"MODEL.DEVICE is {device!r}, which is one device for several processes: set it to "
+            f"{kind!r}"
         )
     if kind == "cuda" and group.size > 1 and group.per_machine > available:
         raise ConfigError(
@@ -183,6 +184,6 @@ def check_images(images: int, processes: int) -> None:
         below = images // processes * processes
         fits = " or ".join(str(n) for n in (below, below + processes) if n)
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {images} for {processes} processes, which take an equal part each: "
-            f"set it to {fits}"
+            f"SOLVER.IMS_PER_BATCH is {images} for {processes} processes, which take an equal part "
+            f"each: set it to {fits}"
         )

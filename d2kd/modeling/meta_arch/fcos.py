@@ -5,20 +5,23 @@ Shape shorthand in this file:
     R: points of all levels of one image
 """
 
+from typing import Any
+
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
 from detectron2.modeling.meta_arch import fcos as d2_fcos
 from detectron2.structures import Boxes, Instances
+from torch import Tensor
 
 __all__ = ["FCOS", "build_fcos_resnet_fpn_backbone"]
 
 
 @BACKBONE_REGISTRY.register()
-def build_fcos_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+def build_fcos_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """ResNet and FPN with two further levels made from the FPN's last one.
 
     It differs from Detectron2's ``build_retinanet_resnet_fpn_backbone`` in that P6 reads P5
@@ -47,12 +50,12 @@ class FCOS(d2_fcos.FCOS):
     """
 
     @configurable
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         """Take the arguments of Detectron2's FCOS, or a config."""
         super().__init__(**kwargs)
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         backbone = build_backbone(cfg)
         fcos = cfg.MODEL.FCOS
         return {
@@ -72,7 +75,9 @@ class FCOS(d2_fcos.FCOS):
         }
 
     @torch.no_grad()
-    def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]):
+    def label_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Any]]:
         """Match as Detectron2's FCOS does, also where an image has no ground truth.
 
         Returns:
@@ -81,14 +86,22 @@ class FCOS(d2_fcos.FCOS):
         """
         return super().label_anchors(anchors, [_with_a_box(x) for x in gt_instances])
 
-    def losses(self, anchors, pred_logits, gt_labels, pred_deltas, gt_boxes, pred_centerness):
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_deltas: list[Tensor],
+        gt_boxes: list[Any],
+        pred_centerness: list[Tensor],
+    ) -> dict[str, Tensor]:
         """Compute Detectron2's FCOS losses in float32: its GIoU fails on what autocast gives."""
         predictions = pred_logits, pred_deltas, pred_centerness
         logits, deltas, centerness = ([x.float() for x in maps] for maps in predictions)
         return super().losses(anchors, logits, gt_labels, deltas, gt_boxes, centerness)
 
 
-def _build_head(fcos, shapes) -> d2_fcos.FCOSHead:
+def _build_head(fcos: CfgNode, shapes: dict[str, ShapeSpec]) -> d2_fcos.FCOSHead:
     """The head for these backbone shapes: ``MODEL.FCOS``, level name -> ShapeSpec."""
     input_shape = [shapes[name] for name in fcos.IN_FEATURES]
     return d2_fcos.FCOSHead(

@@ -39,7 +39,7 @@ class DeltaBoxCoder:
     loss_type: str = "smooth_l1"
     smooth_l1_beta: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.loss_type != "smooth_l1" and self.loss_type not in _IOU_LOSSES:
             known = ", ".join(["smooth_l1", *_IOU_LOSSES])
             raise ConfigError(

@@ -143,3 +143,11 @@ def test_frozen_norm_moves_no_statistics():
     before = {k: x.clone() for k, x in backbone.bottom_up.state_dict().items()}
     backbone(torch.randn(2, 3, 64, 64))
     assert all(x.equal(before[k]) for k, x in backbone.bottom_up.state_dict().items())
+
+
+def test_student_yaml_has_the_network_without_its_start():
+    cfg = timm_cfg("MODEL.TIMM.WEIGHTS", "w.pth", name="mobilenetv3_large_100")
+    student = student_config(cfg)
+    assert (student.MODEL.TIMM.NAME, student.MODEL.TIMM.WEIGHTS) == ("mobilenetv3_large_100", "")
+    assert dump_student_config(student).startswith("# Read after d2kd.add_d2kd_config, which adds")
+    assert "TIMM" not in student_config(plain_cfg()).MODEL

@@ -7,7 +7,7 @@ from detectron2.layers import CycleBatchNormList, FrozenBatchNorm2d
 from detectron2.structures import Boxes
 from torch import nn
 
-from d2kd.modeling.meta_arch.gfl.gfl import GFL, StrideBoxTransform
+from d2kd.modeling.meta_arch.gfl import GFL, StrideBoxTransform
 from tests.common.tiny_gfl import build_gfl, head_outputs, make_batch, spread_gfl
 
 

@@ -9,11 +9,11 @@ Shape shorthand in this file:
 """
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.box_regression import Box2BoxTransformLinear
+from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.structures.boxes import matched_pairwise_iou
@@ -23,30 +23,11 @@ from fvcore.nn.distributed import differentiable_all_reduce
 from torch import Tensor, nn
 
 from .atss import atss_match
+from .box_transform import StrideBoxTransform
 from .head import GFLHead
 from .losses import distribution_focal_loss, expected_distance, quality_focal_loss
 
-__all__ = ["GFL", "StrideBoxTransform"]
-
-
-class StrideBoxTransform(Box2BoxTransformLinear):
-    """Boxes as (left, top, right, bottom) distances from an anchor's centre, in strides."""
-
-    def __init__(self, anchor_scale: float):
-        """
-        Args:
-            anchor_scale: side of an anchor in strides; the parent class measures in anchor sides.
-        """
-        super().__init__(normalize_by_size=True)
-        self.anchor_scale = anchor_scale
-
-    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
-        """Distances (R, 4) from anchors (R, 4) to boxes (R, 4); negative if a centre is outside."""
-        return super().get_deltas(src_boxes, target_boxes) * self.anchor_scale
-
-    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """Boxes (R, 4) at distances (R, 4) from anchors (R, 4); negative distances count as 0."""
-        return super().apply_deltas(deltas / self.anchor_scale, boxes)
+__all__ = ["GFL"]
 
 
 @META_ARCH_REGISTRY.register()
@@ -57,11 +38,11 @@ class GFL(DenseDetector):
     def __init__(
         self,
         *,
-        backbone,
+        backbone: Backbone,
         head: nn.Module,
         head_in_features: list[str],
         anchor_generator: nn.Module,
-        box2box_transform,
+        box2box_transform: StrideBoxTransform,
         num_classes: int,
         atss_topk: int = 9,
         qfl_beta: float = 2.0,
@@ -71,9 +52,9 @@ class GFL(DenseDetector):
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.6,
         max_detections_per_image: int = 100,
-        pixel_mean,
-        pixel_std,
-    ):
+        pixel_mean: list[float],
+        pixel_std: list[float],
+    ) -> None:
         """
         Args:
             head: gives, for a list of features, the outputs of :meth:`GFLHead.forward`.
@@ -99,7 +80,7 @@ class GFL(DenseDetector):
         self.max_detections_per_image = max_detections_per_image
 
     @classmethod
-    def from_config(cls, cfg) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict:
         node = cfg.MODEL.GFL
         backbone = build_backbone(cfg)
         output_shape = backbone.output_shape()
@@ -128,7 +109,13 @@ class GFL(DenseDetector):
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
-    def forward_training(self, images, features, predictions, gt_instances) -> dict[str, Tensor]:
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: list[list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
         pred_logits, pred_bins = self._transpose(predictions)
         anchors = self.anchor_generator(features)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
@@ -205,7 +192,9 @@ class GFL(DenseDetector):
             "loss_dfl": self.dfl_loss_weight * loss_dfl / weight,
         }
 
-    def forward_inference(self, images: ImageList, features, predictions) -> list[Instances]:
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
+    ) -> list[Instances]:
         pred_logits, pred_bins = self._transpose(predictions)
         anchors = self.anchor_generator(features)
         scores = [x.float().sigmoid() for x in pred_logits]

@@ -7,9 +7,10 @@ Shape shorthand in this file:
 """
 
 import math
+from typing import Any
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from torch import Tensor, nn
@@ -28,16 +29,19 @@ class GFLHead(RetinaNetHead):
         conv_dims: list[int],
         reg_max: int = 16,
         norm: str = "GN",
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         """
         Args:
             reg_max: the last bin's distance in strides; an edge has ``E = reg_max + 1`` bins.
             input_shape, conv_dims, norm, kwargs: those of RetinaNetHead.
         """
-        norm = _group_norm if norm == "GN" else norm
         super().__init__(
-            input_shape=input_shape, conv_dims=conv_dims, num_anchors=1, norm=norm, **kwargs
+            input_shape=input_shape,
+            conv_dims=conv_dims,
+            num_anchors=1,
+            norm=_group_norm if norm == "GN" else norm,
+            **kwargs,
         )
         self.num_bins = reg_max + 1
         self.bbox_pred = nn.Conv2d(conv_dims[-1], 4 * self.num_bins, kernel_size=3, padding=1)
@@ -46,7 +50,7 @@ class GFLHead(RetinaNetHead):
         self.scales = nn.Parameter(torch.ones(len(input_shape)))
 
     @classmethod
-    def from_config(cls, cfg, input_shape: list[ShapeSpec]) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
         node = cfg.MODEL.GFL
         return {
             "input_shape": input_shape,
