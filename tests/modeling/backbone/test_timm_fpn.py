@@ -6,6 +6,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
+from d2kd.config.student import dump_student_config, student_config
 from d2kd.utils.errors import ConfigError, WeightsError
 from tests.common.helpers import distill_cfg, make_batch, plain_cfg, run
 
