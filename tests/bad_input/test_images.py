@@ -61,6 +61,7 @@ def test_one_pixel_is_warned_of_and_trains(root, voc, caplog):
 
 def test_images_that_vanish_when_resized_are_refused(root, voc):
     Image.new("RGB", (1500, 1)).save(root / "toy/jpg/a.jpg")
+    write_xml(root / "toy/xml/a.xml", [("dog", (1, 1, 9, 2)), ("cat", (1, 1, 9, 2))], 1500, 1)
     with pytest.raises(DatasetError, match="a.jpg is 1500x1: with INPUT.MAX_SIZE_TRAIN 1333"):
         load(voc)
 
