@@ -81,7 +81,7 @@ def _check_sizes(images: Sequence[AnnotatedImage], headers: Sequence[ImageHeader
     if not other:
         return
     places = [
-        f"{image.file_name} is {header.width}x{header.height}, annotated as "
+        f"{os.path.basename(image.file_name)} is {header.width}x{header.height}, annotated as "
         f"{image.size[0]:g}x{image.size[1]:g}"
         for image, header in other
     ]

@@ -134,15 +134,15 @@ def _parse_used(cfg: CfgNode) -> dict[str, Declaration]:
 def _check_not_empty(declaration: Declaration, read: ReadSet, dicts: list[dict]) -> None:
     """A training set has a box to learn from, any set one to compare with."""
     where = declaration.annotations
-    if not any(record["annotations"] for record in dicts):
-        raise DatasetError(f"{where}: not one box with an extent is left")
     objects = [item for image in read.images for item in image.objects]
-    if all(item.ignore for item in objects):
+    if objects and all(item.ignore for item in objects):
         word = "marked <difficult>" if declaration.format == "voc" else "iscrowd"
         raise DatasetError(
             f"{where}: all {len(objects)} annotations are {word}, and those are neither trained on "
             "nor evaluated. Mark only crowds so (some programs mark every run-length encoding)."
         )
+    if all(item["iscrowd"] for record in dicts for item in record["annotations"]):
+        raise DatasetError(f"{where}: not one box with an extent is left")
 
 
 def register_custom_datasets(cfg: CfgNode) -> dict[str, Remarks]:

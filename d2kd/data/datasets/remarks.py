@@ -64,7 +64,7 @@ KINDS = {
         "remove the copies",
     ),
     "counted_from_0": Kind(
-        "voc counted from 0",
+        "counted from 0",
         "annotation files have an xmin or ymin of 0, which no file that counts pixels from 1, as "
         "VOC does, can have. 1 is subtracted all the same: every box may lie one pixel too far "
         "up and left",

@@ -85,6 +85,9 @@ def check_required(
     if cfg.MODEL.KEYPOINT_ON:
         _check_keypoint_names(declaration, keypoints, cfg)
         _check_keypoints(declaration, images, len(keypoints.names))
+        least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            _check_visible(declaration, images, least)
 
 
 def _check_masks(
@@ -158,4 +161,18 @@ def _check_keypoints(
             f"{declaration.annotations}: MODEL.KEYPOINT_ON is True, but {len(places)} of {objects} "
             f"objects do not have {count} keypoints of x, y, visibility: {first_few(places)}. "
             "Write them (0, 0, 0 for one that is not labelled), or set MODEL.KEYPOINT_ON to False."
+        )
+
+
+def _check_visible(declaration: Declaration, images: Sequence[AnnotatedImage], least: int) -> None:
+    """Not every image is left out for want of labelled keypoints."""
+    counts = [
+        sum(x > 0 for item in image.objects for x in item.extra.get("keypoints", ())[2::3])
+        for image in images
+    ]
+    if max(counts) < least:
+        raise DatasetError(
+            f"{declaration.annotations}: no image has as many labelled keypoints as "
+            f"MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE ({least}), so that all are left out: "
+            f"set it to {max(counts)} at most, or label keypoints (visibility 1 or 2)."
         )
