@@ -22,7 +22,9 @@ from tests.common.toy_sets import coco_content, make_cfg, write_coco
 POLYGON = [10.0, 5.0, 30.0, 5.0, 30.0, 35.0]
 # Runs of a 64 x 48 mask, column by column: none, a column of 48, none.
 RUNS = {"counts": [480, 48, 2544], "size": [48, 64]}
-RLE = {"counts": mask_utils.frPyObjects(RUNS, 48, 64)["counts"].decode(), "size": [48, 64]}
+# Many runs, long ones behind short ones and the reverse: their differences have both signs.
+MANY_RUNS = {"counts": [480, 3, 1000, 7, 41, 1, 90, 650, 2, 798], "size": [48, 64]}
+RLE = {**RUNS, "counts": mask_utils.frPyObjects(MANY_RUNS, 48, 64)["counts"].decode()}
 
 
 def load(declaration):
