@@ -3,28 +3,25 @@
 
 import math
 import random
-import reprlib
 from collections import Counter
-from collections.abc import Iterator
-from numbers import Real
-from typing import Any
+from itertools import chain
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..data import check_num_classes, num_classes, register_custom_datasets
+from ..data import check_num_classes, register_custom_datasets
 from ..data.mapper import why_unreadable
 from ..utils.errors import DatasetError
 from ..utils.text import first_few
+from .annotation_checks import check_annotations, count_repairs
 from .finding import Finding, error, ok, warning
+from .record_checks import check_records
 
 __all__ = ["check_data"]
 
 SAMPLED = 24
-# How many numbers a box has; Detectron2 does not read its other modes.
-_BOX_LENGTHS = {BoxMode.XYXY_ABS: 4, BoxMode.XYWH_ABS: 4, BoxMode.XYWHA_ABS: 5}
 # The longest published schedules show an image a few hundred times.
 MANY_EPOCHS = 300
 
@@ -32,85 +29,49 @@ MANY_EPOCHS = 300
 def check_data(cfg: CfgNode) -> list[Finding]:
     """Every check of the training sets; the first alone where they cannot be loaded."""
     try:
-        register_custom_datasets(cfg)
+        remarks = register_custom_datasets(cfg)
         check_num_classes(cfg)
     except DatasetError as problem:
         return [error("data", str(problem))]
     except Exception as problem:  # registered loaders are anybody's code
         return [error("data", f"{type(problem).__name__}: {problem}")]
-    records, absent = _load(cfg, "TRAIN", "data")
+    trained, absent = _load(cfg, "TRAIN", "data")
     tested, untested = _load(cfg, "TEST", "test data")
+    records = list(chain(*trained.values()))
     if not records and not absent:
         absent = [error("data", f"DATASETS.TRAIN {cfg.DATASETS.TRAIN} has no image")]
     flawed = absent or check_records(records, cfg)
-    return [*untested, *(flawed or _check_sound(records, tested, cfg))]
+    if flawed:
+        return [*untested, *flawed]
+    registered = list(chain(*(x for name, x in trained.items() if name not in remarks)))
+    written = check_annotations(remarks, registered, cfg)
+    rows = _check_sound(records, list(chain(*tested.values())), cfg, count_repairs(remarks))
+    return [*untested, *written, *rows]
 
 
-def _check_sound(records: list[dict], tested: list[dict], cfg: CfgNode) -> list[Finding]:
+def _check_sound(
+    records: list[dict], tested: list[dict], cfg: CfgNode, repairs: int
+) -> list[Finding]:
     """The checks of records that can be trained on."""
     counts, checks = count_objects(records), [check_objects(records, cfg)]
     if any(counts.values()):
-        checks += [check_boxes(records), check_classes(counts, cfg), check_empty(records, cfg)]
+        checks += [check_boxes(records, repairs), check_classes(counts, cfg)]
+        checks += [check_empty(records, cfg)]
     return [*checks, check_duplicates(records, tested), check_images(records, cfg)]
 
 
-def _load(cfg: CfgNode, split: str, check: str) -> tuple[list[dict], list[Finding]]:
-    """The records of DATASETS.TRAIN or TEST, and an error for each set that cannot be loaded."""
-    records, found = [], []
+def _load(cfg: CfgNode, split: str, check: str) -> tuple[dict[str, list[dict]], list[Finding]]:
+    """The records of each set of DATASETS.TRAIN or TEST, and an error for each that has none."""
+    records, found = {}, []
     for name in cfg.DATASETS[split]:
         try:
-            records += DatasetCatalog.get(name)
+            records[name] = DatasetCatalog.get(name)
         except Exception as problem:
             text = (
                 f"DATASETS.{split} '{name}' cannot be loaded: {type(problem).__name__}: {problem}"
             )
             found.append(error(check, text))
     return records, found
-
-
-def check_records(records: list[dict], cfg: CfgNode) -> list[Finding]:
-    """Records hold what training reads of them; nothing is found where all do."""
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") or []
-    classes = num_classes(cfg) or len(names) or math.inf
-    flaws = [flaw for record in records for flaw in _flaws_of(record, classes)]
-    if not flaws:
-        return []
-    text = f"{len(flaws)} flaws stop the training: {first_few(flaws, 3)}"
-    return [error("records", text, "correct the annotations, or what registers the data set")]
-
-
-def _flaws_of(record: dict, classes: float) -> Iterator[str]:
-    where = record.get("file_name") or f"the image with id {record.get('image_id')}"
-    lacking = [key for key in ("file_name", "annotations") if record.get(key) is None]
-    if lacking:
-        yield f"{where} has no {' and no '.join(lacking)}"
-    for item in record.get("annotations") or ():
-        # Training leaves crowds out.
-        flaw = "" if item.get("iscrowd", 0) else _flaw_of(item, classes)
-        if flaw:
-            yield f"{where} {flaw}"
-
-
-def _flaw_of(item: dict, classes: float) -> str:
-    """What is wrong with an annotation; empty if nothing is."""
-    lacking = [key for key in ("bbox", "bbox_mode", "category_id") if key not in item]
-    if lacking:
-        return f"has an annotation without {', '.join(lacking)}"
-    category, box, mode = (item[key] for key in ("category_id", "bbox", "bbox_mode"))
-    if not isinstance(category, Real) or not 0 <= category < classes:
-        return f"has category_id {category!r}, of 0 to {classes - 1} for {classes} classes"
-    if mode not in _BOX_LENGTHS or not _are_finite(box, _BOX_LENGTHS[mode]):
-        return f"has the bbox {reprlib.repr(box)} of bbox_mode {mode!r}"
-    if mode != BoxMode.XYXY_ABS and not isinstance(box, (list, tuple)):
-        return f"has the bbox {box!r}: Detectron2 converts lists and tuples"
-    return ""
-
-
-def _are_finite(values: Any, count: int) -> bool:
-    try:
-        return len(values) == count and all(map(math.isfinite, values))
-    except (TypeError, OverflowError):  # of what is no list or no number; of 10**400
-        return False
 
 
 def count_objects(records: list[dict]) -> Counter:
@@ -123,6 +84,24 @@ def count_objects(records: list[dict]) -> Counter:
     )
 
 
+def count_left(records: list[dict], cfg: CfgNode) -> int:
+    """How many images training shows, after Detectron2 left out those without objects."""
+    least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        return len(records)
+    kept = [r for r in records if not all(a.get("iscrowd", 0) for a in r["annotations"])]
+    return sum(least <= 0 or _visible_keypoints(record) >= least for record in kept)
+
+
+def _visible_keypoints(record: dict) -> int:
+    """Labelled keypoints of an image, as Detectron2 counts them."""
+    return sum(
+        (np.array(item["keypoints"][2::3]) > 0).sum()
+        for item in record["annotations"]
+        if "keypoints" in item
+    )
+
+
 def check_objects(records: list[dict], cfg: CfgNode) -> Finding:
     """How much there is to learn from."""
     boxes = sum(count_objects(records).values())
@@ -131,8 +110,12 @@ def check_objects(records: list[dict], cfg: CfgNode) -> Finding:
         return error("data", f"{sets}: {len(records)} images and not one box to train on")
     solver = cfg.SOLVER
     images = solver.MAX_ITER * solver.ACCUMULATE_STEPS * solver.IMS_PER_BATCH
-    epochs = images / len(records)
-    text = f"{sets}: {len(records)} images, {boxes} boxes; {epochs:.1f} epochs in the schedule"
+    left = count_left(records, cfg)
+    epochs = images / left if left else math.inf
+    number = (
+        f"{len(records)} images" if left == len(records) else f"{left} of {len(records)} images"
+    )
+    text = f"{sets}: {number}, {boxes} boxes; {epochs:.1f} epochs in the schedule"
     if epochs < 1:
         return warning("data", text, "part of the data is never seen: raise SOLVER.MAX_ITER")
     if epochs > MANY_EPOCHS:
@@ -151,8 +134,8 @@ def _boxes_of(record: dict) -> np.ndarray:
     return np.asarray(rows, dtype=float).reshape(-1, 4)
 
 
-def check_boxes(records: list[dict]) -> Finding:
-    """Boxes lie inside their images, to a pixel, and have an extent."""
+def check_boxes(records: list[dict], repairs: int) -> Finding:
+    """Boxes as training reads them lie inside their images, to a pixel, and have an extent."""
     bad, sizes = [], []
     for record in records:
         boxes = _boxes_of(record)
@@ -167,7 +150,8 @@ def check_boxes(records: list[dict]) -> Finding:
     if bad:
         where = f"{len(bad)} images have boxes outside or without extent: {first_few(bad, 3)}; "
         return warning("boxes", where + text, "correct their annotations")
-    return ok("boxes", "all inside their images; " + text)
+    after = f" after {repairs} repairs" if repairs else ""
+    return ok("boxes", f"all inside their images{after}; {text}")
 
 
 def check_classes(counts: Counter, cfg: CfgNode) -> Finding:

@@ -77,10 +77,8 @@ def test_coco_integers_that_python_does_not_convert(root):
     declaration = write_coco(root, content)
     text = (root / "toy.json").read_text()
     (root / "toy.json").write_text(text.replace("1234567", "7" * 5000))
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(DatasetError, match="toy.json: malformed JSON: .*digits"):
         load(declaration)
-    words = "toy.json: annotations[1].bbox[3] is an integer of 5000 digits"
-    assert str(caught.value).endswith(words)
 
 
 def test_boxes_outside_are_clipped_or_dropped_with_a_warning(root, caplog):

@@ -2,7 +2,9 @@
 """Image files of every kind: read as users expect, or refused by name; broken ones in training."""
 
 import logging
+import os
 
+import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
@@ -49,6 +51,65 @@ def test_more_than_eight_bits_are_refused_for_they_would_turn_white(root, voc, v
         load(voc)
 
 
+def _write_deep(path, channels, kind):
+    """A file of 16 bits a channel; values of 12 bits, as cameras give."""
+    pixels = NOISE.astype(np.uint16)[..., :1].repeat(channels, axis=2) * 16
+    path.parent.mkdir(exist_ok=True)
+    assert cv2.imwrite(str(path), pixels, kind)
+
+
+@pytest.mark.parametrize(
+    "name, channels, kind",
+    [
+        ("a.png", 3, ()),
+        ("a.png", 4, ()),
+        ("a.tif", 3, ()),
+        ("a.tif", 4, ()),
+        ("a.tif", 3, (cv2.IMWRITE_TIFF_COMPRESSION, 1)),
+        ("a.ppm", 3, ()),
+    ],
+)
+def test_more_than_eight_bits_in_colour_are_refused_for_they_would_turn_black(
+    root, voc, name, channels, kind
+):
+    (root / "toy/jpg/a.jpg").unlink()
+    path = root / "toy/xml/a.xml"
+    path.write_text(path.read_text().replace("<size>", f"<filename>{name}</filename><size>"))
+    _write_deep(root / "toy/jpg" / name, channels, kind)
+    with pytest.raises(DatasetError, match=f"{name} .*more than 8 bits.*Convert it to 8 bits"):
+        load(voc)
+
+
+def test_sixteen_bits_a_pixel_are_not_more_than_eight_a_channel():
+    class Packed:
+        mode, format = "RGB", "BMP"
+        tile = [("raw", (0, 0, 64, 48), 54, ("BGR;16", 128, -1))]
+
+    assert images._deep_mode(Packed(), "a.bmp") is None
+
+
+@pytest.mark.parametrize("values, refused", [(np.uint8, False), (np.uint16, True)])
+def test_jpeg_2000_states_its_bits_in_the_codestream(root, voc, values, refused):
+    pixels = np.zeros((480, 640, 3), values)
+    if not cv2.imwrite(str(root / "toy/jpg/a.jp2"), pixels):
+        pytest.skip("no JPEG 2000 here")
+    header = images.read_header
+    if refused:
+        with pytest.raises(DatasetError, match="RGB of 16 bits"):
+            header(str(root / "toy/jpg/a.jp2"), "a.xml")
+    else:
+        assert header(str(root / "toy/jpg/a.jp2"), "a.xml").size == (640, 480)
+
+
+def test_what_is_no_regular_file_is_refused_not_waited_for(root, voc):
+    (root / "toy/jpg/a.jpg").unlink()
+    os.mkfifo(root / "toy/jpg/c.png")
+    path = root / "toy/xml/a.xml"
+    path.write_text(path.read_text().replace("<size>", "<filename>c.png</filename><size>"))
+    with pytest.raises(DatasetError, match="c.png .*no regular file"):
+        load(voc)
+
+
 def test_one_pixel_is_warned_of_and_trains(root, voc, caplog):
     Image.new("RGB", (1, 1)).save(root / "toy/jpg/a.jpg")
     write_xml(root / "toy/xml/a.xml", [("dog", (1, 1, 2, 2)), ("cat", (1, 1, 2, 2))], 1, 1)
@@ -61,6 +122,7 @@ def test_one_pixel_is_warned_of_and_trains(root, voc, caplog):
 
 def test_images_that_vanish_when_resized_are_refused(root, voc):
     Image.new("RGB", (1500, 1)).save(root / "toy/jpg/a.jpg")
+    write_xml(root / "toy/xml/a.xml", [("dog", (1, 1, 9, 2)), ("cat", (1, 1, 9, 2))], 1500, 1)
     with pytest.raises(DatasetError, match="a.jpg is 1500x1: with INPUT.MAX_SIZE_TRAIN 1333"):
         load(voc)
 

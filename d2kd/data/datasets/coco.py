@@ -1,50 +1,57 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Reader of COCO's instances JSON: Detectron2's loader behind checks that name the culprit.
+"""Reader of COCO's instances JSON: it gives what Detectron2's load_coco_json gives on a clean file.
 
 https://cocodataset.org/#format-data
 """
 
 import json
-from collections.abc import Iterator
+import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from detectron2.data.datasets import load_coco_json
-from detectron2.structures import BoxMode
-
 from ...utils.errors import DatasetError
-from .coco_validation import REQUIRED, check_annotations, check_lists
-from .dataset_dicts import AnnotatedImage, Annotation
+from .annotated_image import AnnotatedImage, Annotation, ReadSet
+from .coco_validation import REQUIRED, check_annotations, check_lists, keypoint_names
+from .masks import to_keypoints, to_mask
 
 __all__ = ["read_coco"]
 
 
 def _parse_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; DatasetError with file and line when it is malformed."""
+    """The JSON object of a file, in UTF-8 whatever the locale; DatasetError if it is malformed."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DatasetError(f"{path}:{error.lineno}: malformed JSON: {error}") from error
     except RecursionError as error:
         raise DatasetError(f"{path}: malformed JSON: nested too deeply") from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: malformed JSON: not UTF-8 text: {error}") from error
-    except ValueError as error:
-        raise DatasetError(f"{path}: {_describe_long_integer(path)}") from error
+    except ValueError as error:  # an integer of more digits than Python converts
+        raise DatasetError(f"{path}: malformed JSON: {error}") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: COCO's JSON is an object with the keys {list(REQUIRED)}")
     return content
 
 
-def _to_annotation(entry: dict[str, Any], names: dict[int, str]) -> Annotation:
-    """An annotation as load_coco_json returns it, to ours; masks and keypoints are kept."""
-    box = BoxMode.convert(list(map(float, entry["bbox"])), BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
-    extra = {key: entry[key] for key in ("segmentation", "keypoints") if key in entry}
-    ignore = bool(entry.get("iscrowd", 0))
-    return Annotation(names[entry["category_id"]], tuple(box), ignore, extra)
+def _to_annotation(entry: dict[str, Any], size: tuple, names: dict[int, str]) -> Annotation:
+    """One entry of "annotations", checked already."""
+    x, y, width, height = written = tuple(map(float, entry["bbox"]))
+    mask, bad_mask = to_mask(entry.get("segmentation"), size)
+    extra = {"segmentation": mask, "keypoints": to_keypoints(entry.get("keypoints"))}
+    return Annotation(
+        category=names[entry["category_id"]],
+        box=(x, y, x + width, y + height),
+        written=written,
+        ignore=bool(entry.get("iscrowd")),
+        number=entry["id"],
+        extra={key: value for key, value in extra.items() if value is not None},
+        bad_mask=bad_mask,
+    )
 
 
-def read_coco(annotations: Path, images: Path) -> tuple[list[AnnotatedImage], tuple[str, ...]]:
+def read_coco(annotations: Path, images: Path) -> ReadSet:
     """Read a COCO-format set; category ids may be any different integers.
 
     Args:
@@ -62,45 +69,13 @@ def read_coco(annotations: Path, images: Path) -> tuple[list[AnnotatedImage], tu
     check_annotations(content, annotations)
     categories = sorted(content["categories"], key=lambda entry: entry["id"])
     names = {entry["id"]: str(entry["name"]) for entry in categories}
-    # Without a dataset name the ids stay as they are; they become indices by class name later,
-    # as two files of one data set may number the same classes differently.
-    read = [
-        AnnotatedImage(
-            image_id=record["image_id"],
-            file_name=record["file_name"],
-            size=(record["width"], record["height"]),
-            source=str(annotations),
-            objects=[_to_annotation(entry, names) for entry in record["annotations"]],
-        )
-        for record in load_coco_json(str(annotations), str(images))
-    ]
-    return read, tuple(names.values())
-
-
-class _Digits(str):
-    """An integer as it is written, of more digits than Python converts."""
-
-
-def _describe_long_integer(path: Path) -> str:
-    """Where the first one is: the parser, which stops at it, does not say."""
-
-    def convert(text: str) -> Any:
-        try:
-            return int(text)
-        except ValueError:
-            return _Digits(text)
-
-    content = json.loads(path.read_text(encoding="utf-8-sig"), parse_int=convert)
-    place, digits = next(_find_digits(content, ""))
-    return f"{place} is an integer of {len(digits)} digits"
-
-
-def _find_digits(node: Any, place: str) -> Iterator[tuple[str, str]]:
-    if isinstance(node, _Digits):
-        yield place, node
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            yield from _find_digits(value, f"{place}.{key}" if place else key)
-    elif isinstance(node, list):
-        for number, value in enumerate(node):
-            yield from _find_digits(value, f"{place}[{number}]")
+    entries = defaultdict(list)
+    for entry in content["annotations"]:
+        entries[entry["image_id"]].append(entry)
+    read = []
+    for image in sorted(content["images"], key=lambda entry: entry["id"]):
+        size = (image["width"], image["height"])
+        objects = [_to_annotation(entry, size, names) for entry in entries[image["id"]]]
+        file_name = os.path.join(images, image["file_name"])
+        read.append(AnnotatedImage(image["id"], file_name, size, str(annotations), objects))
+    return ReadSet(read, tuple(names.values()), keypoint_names(categories, annotations))

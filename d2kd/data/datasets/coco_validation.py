@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Checks of COCO's instances JSON that name the entry at fault, before anything else reads it."""
+"""Checks of COCO's instances JSON that name the entry at fault; null is as good as absent."""
 
 import reprlib
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from ...utils.errors import DatasetError
 from ...utils.numbers import is_integer, is_number
 
-__all__ = ["REQUIRED", "check_annotations", "check_lists"]
+__all__ = ["REQUIRED", "check_annotations", "check_lists", "keypoint_names"]
 
 
 def is_id(value: Any) -> bool:
@@ -76,12 +76,13 @@ def is_box(value: Any) -> bool:
 
 
 def is_mask(value: Any) -> bool:
-    """Whether this is a list of polygons or a run-length encoding."""
+    """Whether this is a list of polygons, one polygon, or a run-length encoding."""
     if isinstance(value, dict):
         size = value.get("size")
         return "counts" in value and isinstance(size, list) and all(map(is_integer, size))
-    return isinstance(value, list) and all(
-        isinstance(polygon, list) and all(map(is_number, polygon)) for polygon in value
+    return isinstance(value, list) and (
+        all(map(is_number, value))
+        or all(isinstance(polygon, list) and all(map(is_number, polygon)) for polygon in value)
     )
 
 
@@ -100,11 +101,11 @@ def problem_of(entry: dict[str, Any], images: set, categories: Sequence[int]) ->
         return f"bbox must be [x, y, width, height] in pixels, not {reprlib.repr(entry['bbox'])}"
     if entry.get("ignore"):
         return "'ignore' is not supported; use 'iscrowd': 1"
-    if entry.get("iscrowd", 0) not in (0, 1):
-        return f"iscrowd must be 0 or 1, not {entry['iscrowd']!r}"
-    if not is_mask(entry.get("segmentation", [])):
+    if entry.get("iscrowd") not in (None, 0, 1):
+        return f"iscrowd must be 0 or 1, not {reprlib.repr(entry['iscrowd'])}"
+    if not is_mask(entry.get("segmentation") or []):
         return "segmentation must be a list of polygons, or an object with 'counts' and 'size'"
-    if not is_keypoints(entry.get("keypoints", [])):
+    if not is_keypoints(entry.get("keypoints") or []):
         return "keypoints must be a list of x, y, visibility, ..."
     return None
 
@@ -117,3 +118,21 @@ def check_annotations(content: dict[str, Any], path: Path) -> None:
         problem = problem_of(entry, images, categories)
         if problem:
             raise DatasetError(f"{path}: annotation with id {entry['id']!r}: {problem}")
+
+
+def keypoint_names(categories: Sequence[dict[str, Any]], path: Path) -> tuple[str, ...]:
+    """The names under "keypoints" of the categories; empty where none has any.
+
+    Raises:
+        DatasetError: they are no list of different names, or not the same for every category.
+    """
+    found = [entry["keypoints"] for entry in categories if entry.get("keypoints")]
+    for names in found:
+        if not isinstance(names, list) or not all(map(is_text, names)):
+            raise DatasetError(f"{path}: 'keypoints' of a category must be a list of names")
+        if len(set(names)) < len(names) or names != found[0]:
+            raise DatasetError(
+                f"{path}: 'keypoints' must be different names, the same for every category that "
+                f"has some; not {reprlib.repr(names)}"
+            )
+    return tuple(found[0]) if found else ()

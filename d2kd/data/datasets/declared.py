@@ -13,131 +13,53 @@ Relative paths start from ``$DETECTRON2_DATASETS`` (default: ``./datasets``).
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...utils.errors import DatasetError
 from ...utils.text import did_you_mean
-from .coco import read_coco
-from .dataset_dicts import AnnotatedImage, Remarks, to_dataset_dicts
-from .dataset_root import dataset_root
+from .annotated_image import AnnotatedImage, ReadSet
+from .dataset_dicts import to_dataset_dicts
+from .declaration import Declaration, parse_declaration
 from .image_files import check_shapes
-from .voc import read_voc
+from .remarks import Remarks
+from .required_parts import Keypoints, check_required, keypoints_of
 
 __all__ = ["register_custom_datasets"]
 
-_FORMATS = ("coco", "voc")
-_REQUIRED_KEYS = {
-    "coco": ("FORMAT", "ANNOTATIONS", "IMAGES"),
-    "voc": ("FORMAT", "ANNOTATIONS", "IMAGES", "SPLIT"),
-}
-_OPTIONAL_KEYS = ("CLASSES",)
-
 logger = logging.getLogger(__name__)
-
-Read = tuple[list[AnnotatedImage], tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class _Declaration:
-    """One checked entry of DATASETS.CUSTOM, paths resolved; split is None for COCO."""
-
-    name: str
-    format: str
-    annotations: Path
-    images: Path
-    split: Path | None
-    classes: tuple[str, ...] | None
-
-    def read(self) -> Read:
-        """The annotated images, and the classes that the annotations know."""
-        if self.format == "voc":
-            return read_voc(self.annotations, self.images, self.split)
-        return read_coco(self.annotations, self.images)
 
 
 @dataclass(frozen=True)
 class _CustomDataset:
     """What DatasetCatalog holds: a declaration with its classes; equal when both are."""
 
-    declaration: _Declaration
+    declaration: Declaration
     classes: tuple[str, ...]
 
     def __call__(self) -> list[dict]:
         return self.load()[0]
 
-    def load(self, images: Sequence[AnnotatedImage] | None = None) -> tuple[list[dict], Remarks]:
-        """Dataset dicts, and what had to be put right; images saves reading them again."""
-        images = self.declaration.read()[0] if images is None else images
-        return to_dataset_dicts(images, self.classes, str(self.declaration.images))
+    def load(
+        self, images: Sequence[AnnotatedImage] | None = None, detections: int = 0
+    ) -> tuple[list[dict], Remarks]:
+        """Dataset dicts and remarks.
 
-
-def _check_keys(name: str, node: CfgNode) -> None:
-    """FORMAT is known, and exactly its keys are there."""
-    key = f"DATASETS.CUSTOM.{name}"
-    if not isinstance(node, dict):
-        raise DatasetError(f"{key} must be a mapping with the keys {_REQUIRED_KEYS['coco']}")
-    known = {*_REQUIRED_KEYS["voc"], *_OPTIONAL_KEYS}
-    for entry in node:
-        if entry not in known:
-            raise DatasetError(
-                f"Unknown key {key}.{entry}; known: {sorted(known)}.{did_you_mean(entry, known)}"
-            )
-    if node.get("FORMAT") not in _FORMATS:
-        raise DatasetError(f"Set {key}.FORMAT to one of {_FORMATS}, not {node.get('FORMAT')!r}")
-    required = _REQUIRED_KEYS[node["FORMAT"]]
-    for entry in required:
-        if entry not in node:
-            raise DatasetError(f"{key} lacks the key {entry}; FORMAT {node['FORMAT']} needs it")
-    if "SPLIT" in node and "SPLIT" not in required:
-        raise DatasetError(f"Remove {key}.SPLIT: a COCO file is a split; only voc reads this key")
-
-
-def _resolve_path(name: str, entry: str, value: str, kind: str) -> Path:
-    """The path that a key names; DatasetError when there is no such file or folder."""
-    key = f"DATASETS.CUSTOM.{name}.{entry}"
-    if not isinstance(value, str) or not value:
-        raise DatasetError(f"{key} must be a path, not {value!r}")
-    path = dataset_root() / Path(value).expanduser()
-    if not (path.is_dir() if kind == "folder" else path.is_file()):
-        raise DatasetError(
-            f"{key}: there is no {kind} {path}. Set the key to an existing {kind}; relative paths "
-            f"start from $DETECTRON2_DATASETS, which now means {dataset_root().absolute()}."
+        Args:
+            images: what the declaration reads, to save reading it again.
+            detections: TEST.DETECTIONS_PER_IMAGE.
+        """
+        return to_dataset_dicts(
+            self.declaration.read().images if images is None else images,
+            self.classes,
+            str(self.declaration.images),
+            corners=self.declaration.format == "voc",
+            detections=detections,
         )
-    return path
 
 
-def _declared_classes(name: str, node: CfgNode) -> tuple[str, ...] | None:
-    """CLASSES of an entry as a tuple, None when it is not given."""
-    value = node.get("CLASSES")
-    if value is None:
-        return None
-    strings = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-    if not strings or not value or len(set(value)) < len(value):
-        raise DatasetError(
-            f"DATASETS.CUSTOM.{name}.CLASSES must be a list of different names, not {value!r}"
-        )
-    return tuple(value)
-
-
-def _parse_declaration(name: str, node: CfgNode) -> _Declaration:
-    """Check one entry of DATASETS.CUSTOM: its keys and values, and that its files are there."""
-    _check_keys(name, node)
-    voc = node["FORMAT"] == "voc"
-    kind = "folder" if voc else "file"
-    return _Declaration(
-        name=name,
-        format=node["FORMAT"],
-        annotations=_resolve_path(name, "ANNOTATIONS", node["ANNOTATIONS"], kind),
-        images=_resolve_path(name, "IMAGES", node["IMAGES"], "folder"),
-        split=_resolve_path(name, "SPLIT", node["SPLIT"], "file") if voc else None,
-        classes=_declared_classes(name, node),
-    )
-
-
-def _stated_classes(name: str, declared: dict[str, _Declaration]) -> tuple[str, ...] | None:
+def _stated_classes(name: str, declared: dict[str, Declaration]) -> tuple[str, ...] | None:
     """The class list a set comes with: CLASSES, or what a registered set's metadata says."""
     if name in declared:
         return declared[name].classes
@@ -148,8 +70,8 @@ def _stated_classes(name: str, declared: dict[str, _Declaration]) -> tuple[str, 
 def _common_classes(
     train: Sequence[str],
     test: Sequence[str],
-    declared: dict[str, _Declaration],
-    read: dict[str, Read],
+    declared: dict[str, Declaration],
+    read: dict[str, ReadSet],
 ) -> tuple[str, ...]:
     """The one class list of all sets used together.
 
@@ -169,13 +91,13 @@ def _common_classes(
                     f"CLASSES of the declared sets alike."
                 )
         return reference
-    found = [read[name][1] for name in (train or test)]
+    found = [read[name].classes for name in (train or test)]
     if all(classes == found[0] for classes in found):
         return found[0]
     return tuple(sorted({name for classes in found for name in classes}))
 
 
-def _register(dataset: _CustomDataset) -> None:
+def _register(dataset: _CustomDataset, keypoints: Keypoints | None) -> None:
     """Put a set into Detectron2's catalogs; the same set twice is one, another one an error."""
     name = dataset.declaration.name
     if name in DatasetCatalog:
@@ -186,41 +108,71 @@ def _register(dataset: _CustomDataset) -> None:
             )
         return
     DatasetCatalog.register(name, dataset)
-    MetadataCatalog.get(name).set(
-        thing_classes=list(dataset.classes), evaluator_type="coco", voc_ap50=True
-    )
+    metadata = MetadataCatalog.get(name)
+    metadata.set(thing_classes=list(dataset.classes), evaluator_type="coco", voc_ap50=True)
+    if keypoints:
+        metadata.set(
+            keypoint_names=list(keypoints.names), keypoint_flip_map=list(keypoints.flip or ())
+        )
 
 
-def register_custom_datasets(cfg: CfgNode) -> None:
-    """Check and register the sets of DATASETS.CUSTOM that DATASETS.TRAIN and TEST use.
-
-    The used ones are read entirely, so that whatever is wrong shows before training starts;
-    declarations that are not used are not looked at.
-
-    Raises:
-        DatasetError: something is misspelt, missing or malformed; names the key or file.
-    """
-    train, test = cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
-    used = list(dict.fromkeys((*train, *test)))
-    custom = cfg.DATASETS.CUSTOM
-    for name in used:
+def _parse_used(cfg: CfgNode) -> dict[str, Declaration]:
+    """The declarations that DATASETS.TRAIN and TEST use, by name."""
+    custom, declared = cfg.DATASETS.CUSTOM, {}
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         known = {*custom, *DatasetCatalog.list()}
         if name not in known:
             raise DatasetError(
                 f"DATASETS.TRAIN or TEST names '{name}', which is neither declared under "
                 f"DATASETS.CUSTOM nor registered.{did_you_mean(name, known)}"
             )
-    declared = {name: _parse_declaration(name, custom[name]) for name in used if name in custom}
+        if name in custom:
+            declared[name] = parse_declaration(name, custom[name])
+    return declared
+
+
+def _check_not_empty(declaration: Declaration, read: ReadSet, dicts: list[dict]) -> None:
+    """A training set has a box to learn from, any set one to compare with."""
+    where = declaration.annotations
+    objects = [item for image in read.images for item in image.objects]
+    if objects and all(item.ignore for item in objects):
+        word = "marked <difficult>" if declaration.format == "voc" else "iscrowd"
+        raise DatasetError(
+            f"{where}: all {len(objects)} annotations are {word}, and those are neither trained on "
+            "nor evaluated. Mark only crowds so (some programs mark every run-length encoding)."
+        )
+    if all(item["iscrowd"] for record in dicts for item in record["annotations"]):
+        raise DatasetError(f"{where}: not one box with an extent is left")
+
+
+def register_custom_datasets(cfg: CfgNode) -> dict[str, Remarks]:
+    """Check and register the sets of DATASETS.CUSTOM that DATASETS.TRAIN and TEST use.
+
+    The used ones are read entirely, so that whatever is wrong shows before training starts;
+    declarations that are not used are not looked at.
+
+    Returns:
+        What was odd or put right in each declared set, by its name; it is logged too.
+
+    Raises:
+        DatasetError: something is misspelt, missing or malformed; names the key or file.
+    """
+    declared = _parse_used(cfg)
     if not declared:
-        return
+        return {}
     read = {name: declaration.read() for name, declaration in declared.items()}
-    classes = _common_classes(train, test, declared, read)
+    classes = _common_classes(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, declared, read)
+    found = {}
     for name, declaration in declared.items():
         dataset = _CustomDataset(declaration, classes)
-        dicts, remarks = dataset.load(read[name][0])
-        if not any(record["annotations"] for record in dicts):
-            raise DatasetError(f"{declaration.annotations}: not one box with an extent is left")
+        images = read[name].images
+        dicts, found[name] = dataset.load(images, cfg.TEST.DETECTIONS_PER_IMAGE)
+        _check_not_empty(declaration, read[name], dicts)
         check_shapes(dicts, cfg)
-        remarks.log(name)
-        _register(dataset)
+        keypoints = keypoints_of(declaration, read[name])
+        if name in cfg.DATASETS.TRAIN:
+            check_required(declaration, images, keypoints, cfg)
+        found[name].log(name)
+        _register(dataset, keypoints)
         logger.info("%s: %d images, classes %s", name, len(dicts), list(classes))
+    return found

@@ -1,29 +1,85 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What an image file's header tells: is it there, is it an image, can detectors read it."""
 
+import os
+import re
 import warnings
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from detectron2.config import CfgNode
 from PIL import Image
 
 from ...utils.errors import DatasetError
 
-__all__ = ["HUGE", "TINY", "check_shapes", "image_size"]
+__all__ = ["ImageHeader", "check_shapes", "image_size", "read_header", "separator_hint"]
 
-# Side in pixels below which no object can be made out.
-TINY = 8
-# Pixels of an image above which decoding takes seconds and gigabytes.
-HUGE = 50_000_000
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
 # Pillow's modes of more than 8 bits a channel. Converted to RGB, as Detectron2 does, they are
 # clipped at 255: nearly everything becomes white, without a word.
 _DEEP_MODES = ("I", "F")
+# Pillow's raw modes of 16 bits a channel, of which it keeps the upper 8 without a word: values
+# that use 12 of the 16 bits become nearly black. (BGR;16 has 16 bits a pixel.)
+_DEEP_RAW_MODE = re.compile(r"^(?!BGR)[A-Za-z]+;16[BLNS]?$")
 
 
-def image_size(file_name: str, source: str) -> tuple[int, int]:
-    """Width and height of an image as Detectron2 will read it, from the file's header alone.
+class ImageHeader(NamedTuple):
+    """An image file's size as Detectron2 will read it, and its EXIF orientation (1: upright)."""
+
+    width: int
+    height: int
+    orientation: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
+
+    @property
+    def transposed(self) -> bool:
+        """Whether reading it swaps the width and height of the file."""
+        return self.orientation in _TRANSPOSED_ORIENTATIONS
+
+
+def separator_hint(path: str) -> str:
+    """A sentence on backslashes in the path of a file that is not there; empty without any."""
+    if "\\" not in path:
+        return ""
+    other = path.replace("\\", "/")
+    there = f"{other} is there: w" if os.path.isfile(other) else "W"
+    return (
+        " Its path has backslashes, which separate folders on Windows only. "
+        f"{there}rite / in their place."
+    )
+
+
+def _jpeg2000_bits(head: bytes) -> int:
+    """Bits of the first channel, from a JPEG 2000 codestream's SIZ segment."""
+    start = head.find(b"\xff\x4f\xff\x51")
+    place = start + 42  # two markers, then 38 bytes of the segment
+    return (head[place] & 0x7F) + 1 if start >= 0 and place < len(head) else 8
+
+
+def _deep_mode(image: Image.Image, file_name: str) -> str | None:
+    """Pillow's name of a format of more than 8 bits a channel; None for one of 8 or fewer."""
+    if image.mode.startswith(_DEEP_MODES):
+        return image.mode
+    for tile in image.tile:
+        args = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        raw = next((str(x) for x in args if _DEEP_RAW_MODE.match(str(x))), None)
+        if raw:
+            return raw
+        if tile[0] == "ppm" and isinstance(args[-1], int) and args[-1] > 255:
+            return f"{image.mode} up to {args[-1]}"
+    if image.format == "JPEG2000":
+        with open(file_name, "rb") as file:
+            bits = _jpeg2000_bits(file.read(1 << 16))
+        return f"{image.mode} of {bits} bits" if bits > 8 else None
+    return None
+
+
+def read_header(file_name: str, source: str) -> ImageHeader:
+    """What an image file's header tells.
 
     A PNG's rotation may stand behind its pixels, which are then read too. Greyscale, CMYK,
     palette and transparent images pass: Detectron2 converts them to INPUT.FORMAT. Whether the
@@ -38,31 +94,43 @@ def image_size(file_name: str, source: str) -> tuple[int, int]:
             than 8 bits a channel.
     """
     where = f"Image {file_name} (in {source})"
+    if os.path.exists(file_name) and not os.path.isfile(file_name):
+        # Opening a pipe would wait for ever.
+        raise DatasetError(f"{where} cannot be read: it is no regular file")
     try:
         with warnings.catch_warnings():
             # Huge images are remarked on by to_dataset_dicts, together.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file_name) as image:
-                width, height, mode = *image.size, image.mode
-                orientation = image.getexif().get(_EXIF_ORIENTATION)
+                width, height = image.size
+                deep = _deep_mode(image, file_name)
+                orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except FileNotFoundError:
         raise DatasetError(
-            f"Image {file_name} is not there, but {source} annotates it. Add the image, remove its "
-            "annotations, or correct IMAGES of this data set."
+            f"Image {file_name} is not there, but {source} annotates it.{separator_hint(file_name)}"
+            " Add the image, remove its annotations, or correct IMAGES of this data set."
         ) from None
     except Image.DecompressionBombError as error:
         raise DatasetError(
             f"{where} is too large: {error}. Scale it down, or cut it into tiles."
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{where} cannot be read: {error}") from error
-    if mode.startswith(_DEEP_MODES):
+    except Exception as error:  # Pillow's decoders raise nearly anything
+        raise DatasetError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+    if deep:
         raise DatasetError(
-            f"{where} has more than 8 bits a channel (Pillow's mode {mode}), which would be "
-            "clipped to white. Convert it to 8 bits, scaled to the range it uses."
+            f"{where} has more than 8 bits a channel (Pillow's mode {deep}), which would be "
+            "clipped to white, or cut to nearly black. Convert it to 8 bits, scaled to the range "
+            "it uses."
         )
     # Detectron2 rotates images by their EXIF tag when it reads them.
-    return (height, width) if orientation in _TRANSPOSED_ORIENTATIONS else (width, height)
+    if orientation in _TRANSPOSED_ORIENTATIONS:
+        width, height = height, width
+    return ImageHeader(width, height, orientation)
+
+
+def image_size(file_name: str, source: str) -> tuple[int, int]:
+    """Width and height of an image as Detectron2 will read it; errors as of read_header."""
+    return read_header(file_name, source).size
 
 
 def check_shapes(records: Iterable[dict], cfg: CfgNode) -> None:

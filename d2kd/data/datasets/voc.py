@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from ...utils.errors import DatasetError
-from .dataset_dicts import AnnotatedImage, Annotation
+from .annotated_image import AnnotatedImage, Annotation, Box, ReadSet
+from .image_files import separator_hint
 
 __all__ = ["read_voc"]
 
@@ -41,6 +42,10 @@ def _parse_xml(path: Path) -> ElementTree.Element:
         parser.Parse(path.read_bytes(), True)
     except expat.ExpatError as error:
         raise DatasetError(f"{path}:{error.lineno}: malformed XML: {error}") from error
+    except DatasetError:
+        raise
+    except (LookupError, ValueError) as error:  # an encoding that Python or expat does not know
+        raise DatasetError(f"{path}: malformed XML: {error}") from error
     return builder.close()
 
 
@@ -64,19 +69,31 @@ def _number_of(element: ElementTree.Element, tag: str, path: Path) -> float:
     return value
 
 
-def _box_of(element: ElementTree.Element, path: Path) -> tuple[float, float, float, float]:
-    """The box of an <object>, from VOC's 1-based inclusive pixels to continuous coordinates.
-
-    A box whose maximum does not exceed its minimum is what labelling tools leave after a stray
-    click, not one pixel: it is returned without extent, to be dropped as degenerate.
-    """
+def _numbers_of(element: ElementTree.Element, path: Path) -> Box:
+    """xmin, ymin, xmax and ymax of an <object>, as they are written."""
     bndbox = element.find("bndbox")
     if bndbox is None:
         raise DatasetError(f"{path}: an <object> has no <bndbox>")
-    x0, y0, x1, y1 = (_number_of(bndbox, tag, path) for tag in ("xmin", "ymin", "xmax", "ymax"))
-    if x1 <= x0 or y1 <= y0:
-        return (x0, y0, x0, y0)
-    return (x0 - 1, y0 - 1, x1, y1)
+    return tuple(_number_of(bndbox, tag, path) for tag in ("xmin", "ymin", "xmax", "ymax"))
+
+
+def _to_edges(first: float, last: float) -> tuple[float, float]:
+    """Two pixels of an axis, counted from 1 and both inside, to the edges around them.
+
+    Equal ones are what labelling tools leave after a stray click, not one pixel: they are returned
+    without extent, to be dropped. Two in the wrong order stay so, to be swapped.
+    """
+    if first == last:
+        return first, first
+    return (first - 1, last) if first < last else (first, last - 1)
+
+
+def _to_box(written: Box, count_from: int) -> Box:
+    """The box in continuous coordinates; those that are counted from 0 are taken as they are."""
+    if count_from == 0:
+        return written
+    (x0, x1), (y0, y1) = _to_edges(*written[::2]), _to_edges(*written[1::2])
+    return x0, y0, x1, y1
 
 
 def _find_image(folder: Path, image_id: str, root: ElementTree.Element) -> Path:
@@ -88,47 +105,43 @@ def _find_image(folder: Path, image_id: str, root: ElementTree.Element) -> Path:
     return folder / (stated or image_id + _IMAGE_SUFFIXES[0])
 
 
-def _read_image(annotations: Path, images: Path, image_id: str, split: Path) -> AnnotatedImage:
-    """One image's annotation file; objects marked <difficult> are to be ignored."""
-    path = annotations / f"{image_id}.xml"
-    if not path.is_file():
-        raise DatasetError(
-            f"{path} is not there, but {split} lists '{image_id}'. Correct ANNOTATIONS or SPLIT of "
-            "this data set, or the list."
+def _read_objects(root: ElementTree.Element, path: Path, count_from: int) -> list[Annotation]:
+    """The objects of a file; those marked <difficult> are to be ignored."""
+    objects = []
+    for number, item in enumerate(root.iter("object"), 1):
+        written = _numbers_of(item, path)
+        objects.append(
+            Annotation(
+                category=_text_of(item, "name", path),
+                box=_to_box(written, count_from),
+                written=written,
+                ignore=(item.findtext("difficult") or "0").strip() == "1",
+                number=number,
+                extra={},
+            )
         )
+    return objects
+
+
+def _read_image(path: Path, images: Path, image_id: str, count_from: int) -> AnnotatedImage:
+    """One image's annotation file."""
     root = _parse_xml(path)
     size = root.find("size")
     if size is None:
         raise DatasetError(f"{path}: there is no <size> with <width> and <height>")
-    objects = []
-    for item in root.iter("object"):
-        difficult = (item.findtext("difficult") or "0").strip() == "1"
-        objects.append(Annotation(_text_of(item, "name", path), _box_of(item, path), difficult, {}))
+    objects = _read_objects(root, path, count_from)
     return AnnotatedImage(
         image_id=image_id,
         file_name=str(_find_image(images, image_id, root)),
-        size=(int(_number_of(size, "width", path)), int(_number_of(size, "height", path))),
+        size=(_number_of(size, "width", path), _number_of(size, "height", path)),
         source=str(path),
         objects=objects,
+        counted_from_0=count_from == 1 and any(0 <= y < 1 for x in objects for y in x.written),
     )
 
 
-def read_voc(
-    annotations: Path, images: Path, split: Path
-) -> tuple[list[AnnotatedImage], tuple[str, ...]]:
-    """Read a split of a VOC-layout set.
-
-    Args:
-        annotations: folder of ``<image>.xml``.
-        images: folder of ``<image>.jpg`` (or .jpeg, .png, .bmp).
-        split: text file with the name of one image, without suffix, a line.
-
-    Returns:
-        The images in the order of the split, and the sorted names of the classes that occur.
-
-    Raises:
-        DatasetError: with the file (and line) that is missing or malformed.
-    """
+def _read_split(split: Path) -> list[str]:
+    """The image names that a text file lists; DatasetError if it lists none, or one twice."""
     try:
         lines = split.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -142,8 +155,46 @@ def read_voc(
     twice = [image_id for image_id in ids if image_id in seen or seen.add(image_id)]
     if twice:
         raise DatasetError(f"{split} lists image '{twice[0]}' more than once; remove duplicates")
-    read = [_read_image(annotations, images, image_id, split) for image_id in ids]
+    return ids
+
+
+def _list_folder(annotations: Path) -> list[str]:
+    """The names of all XML files of a folder, sorted; hidden ones are other programs'."""
+    ids = sorted(path.stem for path in annotations.glob("*.xml") if path.name[0] != ".")
+    if not ids:
+        raise DatasetError(f"{annotations}: there is no .xml file in this folder (ANNOTATIONS)")
+    return ids
+
+
+def read_voc(annotations: Path, images: Path, split: Path | None, count_from: int = 1) -> ReadSet:
+    """Read a split of a VOC-layout set.
+
+    Args:
+        annotations: folder of ``<image>.xml``.
+        images: folder of ``<image>.jpg`` (or .jpeg, .png, .bmp).
+        split: text file with the name of one image, without suffix, a line; None for all XML files
+            of the folder.
+        count_from: 1 if the upper left pixel is 1, 1 and boxes include their last pixels, as VOC
+            says; 0 if the coordinates are edges between pixels, from 0 on.
+
+    Returns:
+        The images in the order of the split, and the sorted names of the classes that occur.
+
+    Raises:
+        DatasetError: with the file (and line) that is missing or malformed.
+    """
+    ids = _read_split(split) if split else _list_folder(annotations)
+    read = []
+    for image_id in ids:
+        path = annotations / f"{image_id}.xml"
+        if not path.is_file():
+            raise DatasetError(
+                f"{path} is not there, but {split} lists '{image_id}'.{separator_hint(str(path))} "
+                "Correct ANNOTATIONS or SPLIT of this data set, or the list."
+            )
+        read.append(_read_image(path, images, image_id, count_from))
     classes = tuple(sorted({item.category for image in read for item in image.objects}))
     if not classes:
-        raise DatasetError(f"{annotations}: not one <object> in the images that {split} lists")
-    return read, classes
+        listed = f"the images that {split} lists" if split else "its XML files"
+        raise DatasetError(f"{annotations}: not one <object> in {listed}")
+    return ReadSet(read, classes)

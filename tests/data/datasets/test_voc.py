@@ -59,18 +59,13 @@ def test_degenerate_boxes_are_dropped_with_one_warning(root, voc, caplog):
     write_xml(root / "toy/xml/b.xml", [("cat", (9, 9, 9, 9)), ("dog", (5, 5, 30, 30))])
     with caplog.at_level(logging.WARNING):
         first, second = load(voc)
-    assert [item["bbox"] for item in first["annotations"]] == [[0, 39, 20, 48]]
+    # The box from 30 to 20 has its corners swapped: columns 20 to 30 are its pixels.
+    assert [item["bbox"] for item in first["annotations"]] == [[19, 8, 30, 19], [0, 39, 20, 48]]
     assert len(second["annotations"]) == 1
-    (warning,) = [record.getMessage() for record in caplog.records]
-    assert "toy: 5 boxes" in warning and "a.jpg" in warning and "b.jpg" in warning
-
-
-def test_other_image_size_is_a_warning_and_the_images_counts(root, voc, caplog):
-    write_image(root / "toy/jpg/a.jpg", width=32, height=40)
-    first = load(voc)[0]
-    assert (first["width"], first["height"]) == (32, 40)
-    assert first["annotations"][0]["bbox"] == [0, 0, 32, 40]
-    assert "a.jpg (32x40, not 64x48)" in caplog.text
+    swapped, clipped, dropped = [record.getMessage() for record in caplog.records]
+    assert "toy: 4 boxes" in dropped and "a.jpg" in dropped and "b.jpg" in dropped
+    assert "toy: 1 boxes have a negative width" in swapped and "a.jpg" in swapped
+    assert "toy: 1 boxes leave their image" in clipped and "42 at most" in clipped
 
 
 def test_size_is_that_of_the_rotated_photograph(root, voc):
@@ -127,9 +122,9 @@ def _unlink(name):
         (_write("all.txt", "\n"), DatasetError, ["all.txt", "no image"]),
         (_write("all.txt", "a\nb\na\n"), DatasetError, ["all.txt", "'a' more than once"]),
         (
-            lambda root, voc: voc.pop("SPLIT"),
+            lambda root, voc: voc.pop("IMAGES"),
             DatasetError,
-            ["DATASETS.CUSTOM.toy", "lacks", "SPLIT"],
+            ["DATASETS.CUSTOM.toy", "lacks", "IMAGES"],
         ),
         (
             lambda root, voc: voc.update(SPLIT="toy/al.txt"),
