@@ -189,6 +189,8 @@ def _register(dataset: _CustomDataset) -> None:
     MetadataCatalog.get(name).set(
         thing_classes=list(dataset.classes), evaluator_type="coco", voc_ap50=True
     )
+    if dataset.declaration.format == "coco":  # for its category ids, in results files
+        MetadataCatalog.get(name).annotation_file = str(dataset.declaration.annotations)
 
 
 def register_custom_datasets(cfg: CfgNode) -> None:
