@@ -17,6 +17,7 @@ from ..teacher import FrozenTeacher
 from .box_coders import box_coder_of
 from .ground_truth import cat_ground_truth
 from .registry import RequiredOutputs, register_paired_forward
+from .visualization import is_visualized
 
 __all__ = ["forward_pair_rcnn"]
 
@@ -46,9 +47,11 @@ def forward_pair_rcnn(
     teacher_dense, teacher_proposals = _run_teacher_rpn(teacher, images, teacher_features, required)
     if teacher_proposals:
         proposals = [_union(*pair) for pair in zip(proposals, teacher_proposals)]
-    proposals, head_losses = student.roi_heads(images, features, proposals, gt_instances)
+    sampled, head_losses = student.roi_heads(images, features, proposals, gt_instances)
+    if is_visualized(student):
+        student.visualize_training(batch, proposals)
 
-    positives = [_positives(p, student.roi_heads.num_classes) for p in proposals]
+    positives = [_positives(p, student.roi_heads.num_classes) for p in sampled]
     labels = torch.cat([p.gt_classes for p in positives])
     theirs = _run_teacher_box_head(teacher, teacher_features, positives, labels, required)
     gt_boxes, gt_image = cat_ground_truth(gt_instances)
