@@ -38,6 +38,7 @@ from ..evaluation import build_evaluator
 from ..modeling.build import build_teacher, read_teacher_config
 from ..utils.malloc import keep_freed_memory
 from .distributed.process_group import data_parallel
+from .final_evaluation import FinalEvaluation, measure_student_alone
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
 from .nonfinite import report_nonfinite_loss
@@ -53,7 +54,7 @@ __all__ = ["DistillTrainer"]
 logger = logging.getLogger(__name__)
 
 
-class DistillTrainer(DefaultTrainer):
+class DistillTrainer(FinalEvaluation, DefaultTrainer):
     """Trains the student of a config, under its teacher if DISTILL.ENABLED.
 
     Checkpoints hold the student alone under stock names; adapters and the teacher's identity lie
@@ -135,9 +136,11 @@ class DistillTrainer(DefaultTrainer):
 
     def build_hooks(self):
         hooks = [hook for hook in super().build_hooks() if hook is not None]
+        hooks = measure_student_alone(hooks, self.model)
         student = getattr(unwrap(self.model), "student", unwrap(self.model))
         self._streams = RunState(get_loaders(self._trainer, hooks), student)
         add_resume_hooks(hooks, self.cfg, self._streams)
+        self.add_tta_hook(hooks)
         if self.cfg.DISTILL.ENABLED:
             # Before the writer, which only the main process has: what they log is written in the
             # same step.
@@ -154,7 +157,7 @@ class DistillTrainer(DefaultTrainer):
 
     def _evaluate_step_before(self) -> None:
         """The run was killed between a checkpoint and the evaluation of the same step."""
-        (hook,) = [hook for hook in self._hooks if isinstance(hook, EvalHook)]
+        hook = next(hook for hook in self._hooks if isinstance(hook, EvalHook))
         self.iter = self.storage.iter = self.start_iter - 1
         hook.after_step()
         self.iter = self.storage.iter = self.start_iter
