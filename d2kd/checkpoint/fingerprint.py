@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 
 from ..config import get_value
 from ..config.load import all_keys
+from ..config.spelling import normalize, same_value
 
 __all__ = ["ConfigFingerprint", "describe_changes"]
 
@@ -32,7 +33,7 @@ class ConfigFingerprint:
     """A checkpointable of a config's values that warns, once, if resumed with others."""
 
     def __init__(self, cfg: CfgNode):
-        self._values = {key: _plain(get_value(cfg, key)) for key in _recorded(cfg)}
+        self._values = {key: normalize(get_value(cfg, key)) for key in _recorded(cfg)}
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._values)
@@ -50,7 +51,7 @@ def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"  {key} was {old[key]!r}, is {new[key]!r}"
         for key in sorted(set(old) & set(new))
-        if old[key] != new[key]
+        if not same_value(key, old[key], new[key])
     ]
 
 
@@ -60,8 +61,3 @@ def _recorded(cfg: CfgNode) -> Iterator[str]:
         for key in all_keys(cfg[name], f"{name}."):
             if key not in _FREE and not isinstance(get_value(cfg, key), CfgNode):
                 yield key
-
-
-def _plain(value: Any) -> Any:
-    """Lists for tuples: a yaml that is read again does not tell one from the other."""
-    return [_plain(x) for x in value] if isinstance(value, (list, tuple)) else value

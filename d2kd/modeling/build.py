@@ -12,6 +12,7 @@ from torch import nn
 from ..checkpoint.weights import load_weights_strict, resolve_weights
 from ..config.defaults import add_d2kd_config
 from ..config.load import merge_file
+from ..config.unset_keys import refuse_unset_keys
 from .compatibility import check_two_stage
 from .teacher import FrozenTeacher
 
@@ -55,6 +56,7 @@ def read_teacher_config(cfg: CfgNode) -> CfgNode:
     # A file of one's own may not run code; what is installed with Detectron2 may.
     named_by, own = "DISTILL.TEACHER.CONFIG_FILE", os.path.isfile(name)
     merge_file(teacher_cfg, name if own else _find_in_zoo(name), named_by, trusted=not own)
+    refuse_unset_keys(teacher_cfg, f"{named_by} {name}")
     teacher_cfg.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or _zoo_weights(name)
     teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
     return teacher_cfg

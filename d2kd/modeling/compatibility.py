@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..config import get_value
+from ..config.spelling import same_value
 from ..data import num_classes_key
 
 __all__ = ["check_dense_levels", "check_levels", "check_pair", "check_two_stage"]
@@ -35,7 +36,7 @@ _DENSE_LEVEL_KEYS = {
 def _check_keys(cfg: CfgNode, teacher_cfg: CfgNode, keys: Iterable[str], why: str) -> None:
     for key in keys:
         ours, theirs = get_value(cfg, key), get_value(teacher_cfg, key)
-        if ours != theirs:
+        if not same_value(key, ours, theirs):
             raise ValueError(
                 f"{key} is {ours} for the student and {theirs} for the teacher, but {why}: set "
                 f"{key} to {theirs}, or choose another DISTILL.TEACHER.CONFIG_FILE"
