@@ -8,12 +8,13 @@ from collections import OrderedDict
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook, PreciseBN
-from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
 from ..evaluation import build_evaluator, verify_expected_results
 from ..modeling import Distiller
+from ..utils.errors import ConfigError
 from .hooks import unwrap
 
 __all__ = ["FinalEvaluation", "measure_student_alone"]
@@ -44,8 +45,17 @@ class FinalEvaluation:
         return OrderedDict((name, _rename(found)) for name, found in results.items())
 
     def add_tta_hook(self, hooks: list[HookBase]) -> None:
-        """Evaluate with TEST.AUG after the last step, behind the plain evaluation."""
+        """Evaluate with TEST.AUG after the last step, behind the plain evaluation.
+
+        Raises:
+            ConfigError: the detector is none that Detectron2 can augment the tests of.
+        """
         if self.cfg.TEST.AUG.ENABLED:
+            if not isinstance(_student_of(self.model), GeneralizedRCNN):
+                raise ConfigError(
+                    "TEST.AUG.ENABLED is True: set it to False, MODEL.META_ARCHITECTURE "
+                    f"{self.cfg.MODEL.META_ARCHITECTURE} is no GeneralizedRCNN"
+                )
             at = [type(hook) for hook in hooks].index(EvalHook) + 1
             hooks.insert(at, EvalHook(0, self._evaluate_with_tta))
 
