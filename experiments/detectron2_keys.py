@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yacs.config
 from detectron2.config import CfgNode, get_cfg
@@ -22,7 +23,7 @@ from d2kd.config.defaults import get_value
 from d2kd.config.load import all_keys
 from experiments.detectron2_keys_runs import DETECTORS, detector_cfg, evaluate, train
 
-__all__ = ["document", "documented_keys", "trace_all"]
+__all__ = ["MAIN_KEYS", "document", "documented_keys", "trace_all"]
 
 INTRODUCTION = """# Detectron2's keys in d2kd
 
@@ -59,9 +60,22 @@ NOTES = {
     "DATALOADER.REPEAT_THRESHOLD": "with SAMPLER_TRAIN RepeatFactorTrainingSampler; refused without",
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": "refused with DISTILL.ENABLED",
     "MODEL.WEIGHTS": "read by the checkpointer",
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": "refused with DISTILL.ENABLED and losses of the heads",
     "CUDNN_BENCHMARK": "training on a GPU; an evaluation alone leaves it off, as in Detectron2",
 }
 
+# What release 0.6 lacks: key -> (its default, who reads it).
+MAIN_KEYS = {
+    "DATALOADER.REPEAT_SQRT": (True, "training"),
+    "FLOAT32_PRECISION": ("", "training"),
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER": (0.5, "GeneralizedRCNN"),
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES": (50, "GeneralizedRCNN"),
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": (False, "GeneralizedRCNN"),
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": (False, "GeneralizedRCNN"),
+    "SOLVER.BASE_LR_END": (0.0, "training"),
+    "SOLVER.NUM_DECAYS": (3, "training"),
+    "SOLVER.RESCALE_INTERVAL": (False, "training"),
+}
 # Read by ``default_setup`` through a function of its own, or by the merging itself.
 _BY_OTHER_MEANS = {
     "CUDNN_BENCHMARK": "training",
@@ -69,7 +83,10 @@ _BY_OTHER_MEANS = {
     "VERSION": "the yaml's reader",
 }
 
+DETECTED = {name.partition(" ")[0] for name in DETECTORS}
+
 Read = dict[str, set[str]]
+_Run = tuple[str, CfgNode, Callable[[CfgNode], object]]
 
 
 @contextmanager
@@ -101,21 +118,24 @@ def _mark(node: CfgNode, prefix: str = "") -> CfgNode:
 
 def trace_all(folder: Path) -> Read:
     """Key -> who reads it: "training", "evaluation", and names of detectors."""
-    runs: list[tuple[str, CfgNode, Callable[[CfgNode], object]]] = [
+    runs: list[_Run] = [
         (name.partition(" ")[0], detector_cfg(name), build_model) for name in DETECTORS
     ]
-    runs += [(run.__name__.partition("_")[0], cfg, run) for cfg, run in _whole_runs(folder)]
+    runs += _whole_runs(folder)
     readers: Read = {key: {who} for key, who in _BY_OTHER_MEANS.items()}
     for who, cfg, run in runs:
         found: set[str] = set()
         with _recording(found):
             run(_mark(cfg))
         for key in found:
-            readers.setdefault(key, set()).add(who)
+            # What building a detector reads of its groups is read in every run of it.
+            of_detector = key.startswith("MODEL.") and key.count(".") > 1
+            if who in DETECTED or not (of_detector and readers.get(key, set()) & DETECTED):
+                readers.setdefault(key, set()).add(who)
     return readers
 
 
-def _whole_runs(folder: Path) -> Iterator[tuple[CfgNode, Callable]]:
+def _whole_runs(folder: Path) -> Iterator[_Run]:
     # Detectors are traced apart: what only they read is no key of every training.
     for options in (
         [],
@@ -123,22 +143,24 @@ def _whole_runs(folder: Path) -> Iterator[tuple[CfgNode, Callable]]:
         ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"],
         ["MODEL.LOAD_PROPOSALS", True, "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"],
     ):
-        for run in (train, evaluate):
+        for who, run in (("training", train), ("evaluation", evaluate)):
             cfg = detector_cfg("GeneralizedRCNN with keypoints", folder)
             cfg.merge_from_list(options)
-            yield cfg, run
+            yield who, cfg, run
 
 
 def document(readers: Read) -> str:
     """The page, a table for each group of keys."""
-    keys = [key for key in all_keys(get_cfg()) if not isinstance(get_value(get_cfg(), key), dict)]
+    defaults = {key: default for key, (default, _) in MAIN_KEYS.items()}
+    found = {key: get_value(get_cfg(), key) for key in all_keys(get_cfg())}
+    defaults.update({key: x for key, x in found.items() if not isinstance(x, dict)})
     groups: dict[str, list[str]] = {}
-    for key in sorted(keys):
+    for key in sorted(defaults):
         groups.setdefault(_group(key), []).append(key)
     parts = [INTRODUCTION]
-    for group, members in groups.items():
+    for group, members in sorted(groups.items()):
         parts += [f"## {group}\n\n| key | default | read by | note |\n| --- | --- | --- | --- |\n"]
-        parts += [_row(key, readers.get(key, set())) for key in members]
+        parts += [_row(key, defaults[key], readers) for key in members]
         parts.append("\n")
     return "".join(parts).rstrip() + "\n"
 
@@ -150,10 +172,17 @@ def _group(key: str) -> str:
     return ".".join(parts[:2]) if parts[0] == "MODEL" and len(parts) > 2 else parts[0]
 
 
-def _row(key: str, readers: set[str]) -> str:
-    default = json.dumps(get_value(get_cfg(), key))
-    by = ", ".join(sorted(readers)) or "nobody"
-    return f"| `{key}` | `{default}` | {by} | {NOTES.get(key, '')} |\n"
+def _row(key: str, default: Any, readers: Read) -> str:
+    by = (
+        MAIN_KEYS[key][1]
+        if key in MAIN_KEYS
+        else ", ".join(sorted(readers.get(key, ()))) or "nobody"
+    )
+    notes = [
+        *(["not in release 0.6"] if key in MAIN_KEYS else []),
+        *([NOTES[key]] if key in NOTES else []),
+    ]
+    return f"| `{key}` | `{json.dumps(default)}` | {by} | {'; '.join(notes)} |\n"
 
 
 def documented_keys(text: str) -> dict[str, str]:
