@@ -75,3 +75,10 @@ def test_results_of_two_sets(declared, tmp_path):
     cfg.TEST.EXPECTED_RESULTS = [["two", "bbox", "AP", 200.0, 1.0]]
     with pytest.raises(UnexpectedResultsError, match="two: bbox/AP is .*, expected 200"):
         DistillTrainer(cfg).train()
+
+
+def test_a_keypoint_teacher_reads_test_sets_without_keypoints(declared, tmp_path):
+    cfg = with_sets(plain_cfg("MODEL.KEYPOINT_ON", True), declared, tmp_path, "final")
+    loader = DistillTrainer.build_test_loader(cfg, "final")
+    assert [batch[0]["image_id"] for batch in loader] == [0, 1, 2, 3]
+    assert cfg.MODEL.KEYPOINT_ON, "the detector's own config is as it was"
