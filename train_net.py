@@ -17,7 +17,6 @@ from collections import OrderedDict
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
-from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -26,9 +25,11 @@ from d2kd.checkpoint.last_checkpoint import find_last
 from d2kd.checkpoint.output_dir import prepare_output
 from d2kd.checkpoint.weights import load_weights_strict, resolve_weights
 from d2kd.config.load import load_config
+from d2kd.config.unused_keys import warn_of_unused_keys
 from d2kd.data import check_num_classes, register_custom_datasets
 from d2kd.engine.distributed.launch import add_launch_options, launch
 from d2kd.engine.interrupt import interruptible
+from d2kd.evaluation import check_test_sets, verify_expected_results
 from d2kd.modeling.build import build_teacher, read_teacher_config
 from d2kd.utils.command_line import exit_on_user_error
 from d2kd.utils.errors import ConfigError
@@ -39,8 +40,10 @@ def setup(args) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     prepare_output(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2kd")
+    warn_of_unused_keys(cfg)
     register_custom_datasets(cfg)
     check_num_classes(cfg)
+    check_test_sets(cfg)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
@@ -54,7 +57,7 @@ def eval_student(cfg: CfgNode, resume: bool) -> OrderedDict:
     plain.DISTILL.ENABLED = False
     model = DistillTrainer.build_model(plain)
     load_weights_strict(model, weights, path, "student")
-    return DistillTrainer.test(plain, model)
+    return DistillTrainer.test_all(plain, model)
 
 
 def find_student(cfg: CfgNode, resume: bool) -> tuple[str, str]:
@@ -88,7 +91,8 @@ def eval_teacher(cfg: CfgNode) -> OrderedDict:
     The random streams are not advanced: a training that follows is the same with and without this.
     """
     teacher_cfg = read_teacher_config(cfg)
-    teacher_cfg.DATASETS = cfg.DATASETS
+    # The same images, the same number of detections and the same metrics as the student's.
+    teacher_cfg.DATASETS, teacher_cfg.TEST = cfg.DATASETS, cfg.TEST
     teacher_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "teacher")
     with torch.random.fork_rng(devices=[]):
         teacher = build_teacher(teacher_cfg, teacher_cfg.INPUT.FORMAT)
@@ -103,7 +107,7 @@ def main(args):
     if args.eval_only:
         results = eval_student(cfg, args.resume)
         if comm.is_main_process():
-            verify_results(cfg, results)
+            verify_expected_results(cfg, results)
         return results
     with interruptible():
         trainer = DistillTrainer(cfg)

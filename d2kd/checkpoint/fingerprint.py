@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 
 from ..config import get_value
 from ..config.load import all_keys
+from ..config.spelling import normalize, same_value
 from ..utils.errors import ResumeError
 
 __all__ = ["ConfigFingerprint", "TeacherFingerprint", "describe_changes"]
@@ -33,7 +34,7 @@ class ConfigFingerprint:
     """The values of a config; logs one warning if the run was started with other values."""
 
     def __init__(self, cfg: CfgNode):
-        self.values = {key: _plain(get_value(cfg, key)) for key in _recorded_keys(cfg)}
+        self.values = {key: normalize(get_value(cfg, key)) for key in _recorded_keys(cfg)}
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.values)
@@ -82,7 +83,7 @@ def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"  {key} was {old[key]!r}, is {new[key]!r}"
         for key in sorted(set(old) & set(new))
-        if old[key] != new[key]
+        if not same_value(key, old[key], new[key])
     ]
 
 
@@ -92,8 +93,3 @@ def _recorded_keys(cfg: CfgNode) -> Iterator[str]:
         for key in all_keys(cfg[name], f"{name}."):
             if key not in _MAY_CHANGE and not isinstance(get_value(cfg, key), CfgNode):
                 yield key
-
-
-def _plain(value: Any) -> Any:
-    """Turn tuples into lists: yaml does not tell one from the other."""
-    return [_plain(x) for x in value] if isinstance(value, (list, tuple)) else value

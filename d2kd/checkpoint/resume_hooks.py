@@ -90,7 +90,8 @@ def evaluate_step_before(trainer: TrainerBase, hooks: Sequence[HookBase]) -> Non
         trainer: about to make its first step.
         hooks: of the trainer.
     """
-    (hook,) = [hook for hook in hooks if isinstance(hook, EvalHook)]
+    # The first one: another may evaluate with test-time augmentation at the end.
+    hook = next(hook for hook in hooks if isinstance(hook, EvalHook))
     trainer.iter = trainer.storage.iter = trainer.start_iter - 1
     hook.after_step()
     trainer.iter = trainer.storage.iter = trainer.start_iter

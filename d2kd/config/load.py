@@ -11,6 +11,7 @@ from detectron2.utils.file_io import PathManager
 from ..utils.errors import ConfigError
 from ..utils.text import did_you_mean
 from .defaults import add_d2kd_config
+from .unset_keys import refuse_unset_keys
 from .validation import check_config
 
 __all__ = ["all_keys", "load_config", "merge_file", "merge_options"]
@@ -30,6 +31,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
     add_d2kd_config(cfg)
     merge_file(cfg, path)
     merge_options(cfg, options)
+    refuse_unset_keys(cfg, f"{path} or the command line" if options else path)
     check_config(cfg)
     return cfg
 

@@ -76,4 +76,9 @@ class NamingMapper:
 def build_mapper(cfg: CfgNode, is_train: bool) -> NamingMapper:
     """Detectron2's own mapper of cfg, named; evaluation never skips, as its images are counted."""
     on_bad_image = cfg.DATALOADER.BAD_IMAGES if is_train else "stop"
+    if not is_train and cfg.MODEL.KEYPOINT_ON:
+        # Detectron2 asks for the training sets' keypoint names, to flip images, which tests do not.
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.KEYPOINT_ON = False
     return NamingMapper(DatasetMapper(cfg, is_train), cfg.INPUT.FORMAT, on_bad_image)

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 
 from ..checkpoint.output_dir import prepare_output
 from ..config.load import load_config
+from ..config.unused_keys import describe_unused_keys
 from ..config.validation import describe_warmup
 from ..utils.device import device_or_cpu
 from ..utils.errors import ConfigError, D2kdError
@@ -34,6 +35,10 @@ def read_config(path: str, options: Sequence[str]) -> tuple[CfgNode | None, list
     found = [ok("config", text + "; every key is known and in range")]
     if describe_warmup(cfg):
         found.append(warning("warm-up", describe_warmup(cfg), "lower SOLVER.WARMUP_ITERS"))
+    if unused := describe_unused_keys(cfg):
+        found.append(
+            warning("unused keys", "\n".join(unused), "remove them, or set what reads them")
+        )
     return cfg, found
 
 

@@ -15,6 +15,7 @@ from ..modeling import Distiller
 from . import model_checks, step_checks
 from .config_checks import check_device, check_output, read_config
 from .data_checks import check_data
+from .evaluation_checks import check_evaluation
 from .finding import Finding, Status, error
 from .step_budget import StepBudget
 from .trial_steps import TrialResult, run_steps
@@ -74,7 +75,8 @@ def diagnose(
     seed_all_rng(max(cfg.SEED, 0))
     cfg, device = check_device(cfg)
     notes.add(device, check_output(cfg))
-    notes.add(*check_data(cfg))
+    if notes.add(*check_data(cfg)):
+        notes.add(check_evaluation(cfg))
     model, findings = model_checks.build(cfg)
     notes.add(*findings)
     if model is None:

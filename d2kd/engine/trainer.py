@@ -2,7 +2,6 @@
 """DefaultTrainer with a teacher: what is built, registered, saved and resumed."""
 
 import logging
-import os
 import weakref
 from typing import Any
 
@@ -12,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicWriter
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from torch import nn
@@ -27,9 +25,9 @@ from ..checkpoint import (
     write_student_config,
 )
 from ..data import build_mapper, build_train_loader
-from ..evaluation import build_evaluator
 from ..modeling.build import build_teacher, read_teacher_config
 from .base_trainer import BaseTrainer
+from .final_evaluation import FinalEvaluation, measure_student_alone
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
 from .nonfinite import report_nonfinite_loss
@@ -40,7 +38,7 @@ __all__ = ["DistillTrainer"]
 logger = logging.getLogger(__name__)
 
 
-class DistillTrainer(BaseTrainer):
+class DistillTrainer(FinalEvaluation, BaseTrainer):
     """Trains the student of a config, under its teacher if DISTILL.ENABLED.
 
     A checkpoint holds the student alone under stock names; what resuming needs besides, such as
@@ -78,12 +76,6 @@ class DistillTrainer(BaseTrainer):
         mapper = build_mapper(cfg, False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
-    @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """COCO's metrics; results are written to inference/ in OUTPUT_DIR."""
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return build_evaluator(cfg, dataset_name, folder)
-
     def _build_checkpointer(self) -> DetectionCheckpointer:
         model, trainer = unwrap(self.model), weakref.proxy(self)
         if not self.cfg.DISTILL.ENABLED:
@@ -97,6 +89,8 @@ class DistillTrainer(BaseTrainer):
         The constructor adds those of resuming and of Ctrl-C, which need all others.
         """
         hooks = [hook for hook in super().build_hooks() if hook is not None]
+        hooks = measure_student_alone(hooks, self.model)
+        self.add_tta_hook(hooks)
         if self.cfg.DISTILL.ENABLED:
             # Before the writer, which only the main process has: what they log is written in the
             # same step.

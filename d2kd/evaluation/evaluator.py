@@ -1,27 +1,32 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Evaluators by data set: COCO metrics, and VOC AP50 beside them for our own sets."""
 
+import importlib.util
 import itertools
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import (
-    COCOEvaluator,
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
+    LVISEvaluator,
     PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
 )
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
 from ..utils.errors import DatasetError
+from .coco import build_coco_evaluator
 from .voc_ap import voc_average_precision
 
 __all__ = ["VOCAP50Evaluator", "boxes_of", "build_evaluator"]
@@ -96,48 +101,128 @@ class VOCAP50Evaluator(DatasetEvaluator):
         return {"voc": results}
 
 
-def _ensure_coco_json(dataset_name: str, output_folder: str) -> None:
-    """Write the set as loaded (clipped, no degenerate boxes) for COCOEvaluator, once a process.
-
-    A file left by an earlier run is never trusted: the data may have changed since.
-    """
-    metadata = MetadataCatalog.get(dataset_name)
-    path = metadata.get("json_file")
-    if path is None:
-        path = os.path.join(output_folder, f"{dataset_name}_coco_format.json")
-    elif PathManager.exists(path):
-        return
-    convert_to_coco_json(dataset_name, path, allow_cached=False)
-    metadata.json_file = path
+# Which outputs the meta-architectures of Detectron2 and d2kd give; any other is trusted.
+_OUTPUTS = {
+    "GeneralizedRCNN": {"instances"},
+    "RetinaNet": {"instances"},
+    "FCOS": {"instances"},
+    "GFL": {"instances"},
+    "ProposalNetwork": {"proposals"},
+    "SemanticSegmentor": {"sem_seg"},
+    "PanopticFPN": {"instances", "sem_seg", "panoptic_seg"},
+}
+# evaluator_type -> the package that its metric needs; Detectron2 imports some after all images are
+# predicted.
+_PACKAGES = {
+    "lvis": "lvis",
+    "cityscapes_instance": "cityscapesscripts",
+    "cityscapes_sem_seg": "cityscapesscripts",
+    "coco_panoptic_seg": "panopticapi",
+}
 
 
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_folder: str | None = None
 ) -> DatasetEvaluator:
-    """The evaluator for a data set, chosen by its metadata's evaluator_type.
+    """The evaluators of a data set's evaluator_type that the detector gives outputs for.
 
     Args:
-        cfg: OUTPUT_DIR is read, when no output_folder is given.
+        cfg: OUTPUT_DIR is read when no output_folder is given, what the detector predicts, and
+            TEST.*.
         dataset_name: a registered set.
         output_folder: where predictions and converted annotations go.
 
     Raises:
-        DatasetError: the set's evaluator_type is not one for boxes.
+        ConfigError: TEST.KEYPOINT_OKS_SIGMAS does not suit the set.
+        DatasetError: the evaluator_type is unknown, needs a package that is not installed, or
+            none of its metrics is for what the detector predicts.
     """
     output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-    metadata = MetadataCatalog.get(dataset_name)
-    kind = metadata.get("evaluator_type")
-    if kind == "pascal_voc":
-        return PascalVOCDetectionEvaluator(dataset_name)
-    if kind != "coco":
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind not in _BUILDERS:
         raise DatasetError(
-            f"Data set '{dataset_name}' has the evaluator_type {kind!r}; boxes are evaluated for "
-            "'coco' and 'pascal_voc'. Set MetadataCatalog.get(name).evaluator_type, or declare "
-            "the set under DATASETS.CUSTOM."
+            f"Data set '{dataset_name}' has the evaluator_type {kind!r}: set "
+            f"MetadataCatalog.get('{dataset_name}').evaluator_type to one of {sorted(_BUILDERS)}, "
+            "or declare the set under DATASETS.CUSTOM."
         )
-    # The fast implementation needs the compiled extension, and is unofficial.
-    if not metadata.get("voc_ap50"):
-        return COCOEvaluator(dataset_name, output_dir=output_folder, use_fast_impl=False)
-    _ensure_coco_json(dataset_name, output_folder)
-    coco = COCOEvaluator(dataset_name, output_dir=output_folder, use_fast_impl=False)
-    return DatasetEvaluators([coco, VOCAP50Evaluator(dataset_name)])
+    outputs = _OUTPUTS.get(cfg.MODEL.META_ARCHITECTURE)
+    builders = {
+        output: build
+        for output, build in _BUILDERS[kind].items()
+        if outputs is None or output in outputs
+    }
+    if not builders:
+        raise DatasetError(
+            f"Data set '{dataset_name}' is evaluated by {sorted(_BUILDERS[kind])} "
+            f"(evaluator_type {kind!r}), but MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE} predicts {sorted(outputs)}: take it out of "
+            "DATASETS.TEST."
+        )
+    evaluators = [build(cfg, dataset_name, output_folder) for build in builders.values()]
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def _instances(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    coco = build_coco_evaluator(cfg, name, folder)
+    if not MetadataCatalog.get(name).get("voc_ap50"):
+        return coco
+    return DatasetEvaluators([coco, VOCAP50Evaluator(name)])
+
+
+def _cityscapes(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    """Cityscapes' own metric is of masks; a detector of boxes gets COCO's."""
+    if cfg.MODEL.META_ARCHITECTURE in ("RetinaNet", "FCOS", "GFL") or not cfg.MODEL.MASK_ON:
+        return build_coco_evaluator(cfg, name, folder)
+    _need_package(name, "cityscapes_instance")
+    return CityscapesInstanceEvaluator(name)
+
+
+def _cityscapes_sem_seg(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    _need_package(name, "cityscapes_sem_seg")
+    return CityscapesSemSegEvaluator(name)
+
+
+def _lvis(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    _need_package(name, "lvis")
+    # 300 is LVIS' own limit.
+    limit = max(300, cfg.TEST.DETECTIONS_PER_IMAGE)
+    return LVISEvaluator(name, output_dir=folder, max_dets_per_image=limit)
+
+
+def _panoptic(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    _need_package(name, "coco_panoptic_seg")
+    return COCOPanopticEvaluator(name, folder)
+
+
+def _sem_seg(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    return SemSegEvaluator(name, output_dir=folder)
+
+
+def _pascal_voc(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    return PascalVOCDetectionEvaluator(name)
+
+
+_Build = Callable[[CfgNode, str, str], DatasetEvaluator]
+# evaluator_type -> output of the detector -> what evaluates it, as Detectron2's train_net.py does.
+_BUILDERS: dict[str, dict[str, _Build]] = {
+    "coco": {"instances": _instances, "proposals": build_coco_evaluator},
+    "coco_panoptic_seg": {
+        "instances": build_coco_evaluator,
+        "sem_seg": _sem_seg,
+        "panoptic_seg": _panoptic,
+    },
+    "sem_seg": {"sem_seg": _sem_seg},
+    "lvis": {"instances": _lvis, "proposals": _lvis},
+    "cityscapes_instance": {"instances": _cityscapes},
+    "cityscapes_sem_seg": {"sem_seg": _cityscapes_sem_seg},
+    "pascal_voc": {"instances": _pascal_voc},
+}
+
+
+def _need_package(dataset_name: str, kind: str) -> None:
+    package = _PACKAGES[kind]
+    if importlib.util.find_spec(package) is None:
+        raise DatasetError(
+            f"Data set '{dataset_name}' (evaluator_type {kind!r}) is evaluated with the package "
+            f"{package}, which is not installed: install it, or take the set out of DATASETS.TEST."
+        )

@@ -13,6 +13,7 @@ from ..config.defaults import add_d2kd_config
 from ..config.detectors import find_detector
 from ..config.load import merge_file
 from ..config.timm import forget_start
+from ..config.unset_keys import refuse_unset_keys
 from ..model_zoo import find_config_file
 from ..utils.errors import ConfigError, PairMismatchError, WeightsError
 from ..utils.files import sha256
@@ -63,6 +64,7 @@ def read_teacher_config(cfg: CfgNode) -> CfgNode:
     # A user's file may not run code; a file installed with Detectron2 may.
     named_by, own = "DISTILL.TEACHER.CONFIG_FILE", os.path.isfile(name)
     merge_file(teacher_cfg, name if own else _find_in_zoo(name), named_by, trusted=not own)
+    refuse_unset_keys(teacher_cfg, f"{named_by} {name}")
     teacher_cfg.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or _zoo_weights(name)
     teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
     forget_start(teacher_cfg)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..config import get_value
 from ..config.detectors import Detector, get_detector
+from ..config.spelling import same_value
 from ..utils.errors import ConfigError, PairMismatchError
 
 __all__ = ["check_dense_levels", "check_levels", "check_pair", "check_two_stage"]
@@ -24,7 +25,7 @@ _WITHOUT = {
 def _check_keys(cfg: CfgNode, teacher_cfg: CfgNode, keys: Iterable[str], why: str) -> None:
     for key in keys:
         ours, theirs = get_value(cfg, key), get_value(teacher_cfg, key)
-        if ours != theirs:
+        if not same_value(key, ours, theirs):
             raise PairMismatchError(
                 f"{key} is {ours} for the student and {theirs} for the teacher, but {why}: set "
                 f"{key} to {theirs}, or choose another DISTILL.TEACHER.CONFIG_FILE"

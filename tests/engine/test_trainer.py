@@ -20,7 +20,7 @@ from d2kd.engine import DistillLossHook, DistillTrainer, LossRatioHook, build_di
 from d2kd.engine.interrupt import StopOnInterrupt
 from d2kd.utils.errors import ConfigError, WeightsError
 from tests.common import ROOT
-from tests.common.helpers import build_distiller, distill_cfg, make_batch, plain_cfg
+from tests.common.helpers import build_distiller, count_calls, distill_cfg, make_batch, plain_cfg
 
 pytestmark = pytest.mark.usefixtures("train_set")
 
@@ -199,8 +199,11 @@ def test_precise_bn_leaves_the_teacher(teacher_files, tmp_path):
     opts = ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2]
     trainer = _start(DistillTrainer, distill_cfg(teacher_files, *opts, "OUTPUT_DIR", str(tmp_path)))
     before = {k: v.clone() for k, v in trainer.model.teacher.state_dict().items()}
+    pair = trainer.model.student.backbone, trainer.model.teacher.model.backbone
+    student_calls, teacher_calls = count_calls(*pair)
     trainer.train()
-    assert len(trainer.seen) == 3 + 2 * 2, "the student's statistics were taken twice"
+    assert len(student_calls) == 3 + 2 * 2, "the student's statistics were taken twice"
+    assert len(teacher_calls) == 3, "nobody reads the teacher's answers while they are taken"
     assert _equal(before, dict(trainer.model.teacher.state_dict()))
 
 

@@ -114,6 +114,8 @@ def _register(dataset: _CustomDataset, keypoints: Keypoints | None) -> None:
         metadata.set(
             keypoint_names=list(keypoints.names), keypoint_flip_map=list(keypoints.flip or ())
         )
+    if dataset.declaration.format == "coco":  # for its category ids, in results files
+        metadata.annotation_file = str(dataset.declaration.annotations)
 
 
 def _parse_used(cfg: CfgNode) -> dict[str, Declaration]:

@@ -33,6 +33,7 @@ from ..teacher import FrozenTeacher
 from .box_coders import box_coder_of
 from .ground_truth import cat_ground_truth
 from .registry import PAIR_FORWARD_REGISTRY, RequiredOutputs
+from .visualization import is_visualized
 
 __all__ = ["LevelPositives", "forward_pair_dense", "teacher_outputs"]
 
@@ -60,6 +61,10 @@ def forward_pair_dense(
     anchors = student.anchor_generator(maps)
     gt_labels, gt_boxes = student.label_anchors(anchors, gt_instances)
     losses = _detection_losses(student, anchors, predictions, gt_labels, gt_boxes)
+    if is_visualized(student):
+        with torch.no_grad():
+            found = student.forward_inference(images, maps, predictions)
+        student.visualize_training(batch, found)
 
     labels = torch.stack(gt_labels)
     positives = _find_positives(student, maps, anchors, labels)

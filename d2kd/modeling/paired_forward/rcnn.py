@@ -18,6 +18,7 @@ from ..teacher import FrozenTeacher
 from .box_coders import box_coder_of
 from .ground_truth import cat_ground_truth
 from .registry import PAIR_FORWARD_REGISTRY, RequiredOutputs
+from .visualization import is_visualized
 
 __all__ = ["Regions", "forward_pair_rcnn", "teacher_outputs", "teacher_proposals"]
 
@@ -60,9 +61,11 @@ def forward_pair_rcnn(
     if required.proposals == "union":
         theirs, teacher_dense = teacher_proposals(teacher, teacher_features, images.image_sizes)
         proposals = [_union(*pair) for pair in zip(proposals, theirs)]
-    proposals, head_losses = student.roi_heads(images, features, proposals, gt_instances)
+    sampled, head_losses = student.roi_heads(images, features, proposals, gt_instances)
+    if is_visualized(student):
+        student.visualize_training(batch, proposals)
 
-    positives = [_positives(p, student.roi_heads.num_classes) for p in proposals]
+    positives = [_positives(p, student.roi_heads.num_classes) for p in sampled]
     labels = torch.cat([p.gt_classes for p in positives])
     regions = Regions([p.proposal_boxes for p in positives], labels)
     gt_boxes, gt_image = cat_ground_truth(gt_instances)
