@@ -27,11 +27,11 @@ __all__ = ["MAIN_KEYS", "document", "documented_keys", "trace_all"]
 
 INTRODUCTION = """# Detectron2's keys in d2kd
 
-Every key of Detectron2's defaults, and who reads it. `python -m experiments.detectron2_keys` builds,
-trains and evaluates tiny detectors with every switch on, records what is read from the config, and
-writes this page. A detector's name means that building this `MODEL.META_ARCHITECTURE` reads the key.
-"d2kd checks it" means that another value than those that work is refused, and the message names the
-key. A key of a detector that is not chosen has no effect; d2kd warns of it when it differs from its
+Every key of Detectron2's defaults, and who reads it. `python -m experiments.detectron2_keys`
+builds, trains and evaluates tiny detectors with every switch on, records what is read from the
+config, and writes this page. A detector's name means that building this
+`MODEL.META_ARCHITECTURE` reads the key. "d2kd checks it" means that another value than those that
+work is refused, and the message names the key. A key of a detector that is not chosen has no effect; d2kd warns of it when it differs from its
 default (`d2kd/config/unused_keys.py`).
 
 """
@@ -57,7 +57,7 @@ NOTES = {
     "MODEL.LOAD_PROPOSALS": "without a teacher; refused with DISTILL.ENABLED",
     "DATASETS.PROPOSAL_FILES_TRAIN": "with MODEL.LOAD_PROPOSALS; refused without",
     "DATASETS.PROPOSAL_FILES_TEST": "with MODEL.LOAD_PROPOSALS; refused without",
-    "DATALOADER.REPEAT_THRESHOLD": "with SAMPLER_TRAIN RepeatFactorTrainingSampler; refused without",
+    "DATALOADER.REPEAT_THRESHOLD": "with SAMPLER_TRAIN RepeatFactorTrainingSampler, else refused",
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": "refused with DISTILL.ENABLED",
     "MODEL.WEIGHTS": "read by the checkpointer",
     "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": "refused with DISTILL.ENABLED and losses of the heads",

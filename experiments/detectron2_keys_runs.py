@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The tiny detectors, data and runs whose reads of the config experiments.detectron2_keys records."""
+"""Tiny detectors, data and runs: experiments.detectron2_keys records what they read."""
 
 import pickle
 from pathlib import Path
@@ -131,7 +131,7 @@ class _Arguments:
 
 
 def train(cfg: CfgNode) -> None:
-    """One iteration with its precise statistics; an untrained detector's keypoints are not finite."""
+    """One iteration with precise statistics; keypoints of an untrained detector are not finite."""
     cfg.DATASETS.TEST = ()
     default_setup(cfg, _Arguments())
     trainer = DistillTrainer(cfg)

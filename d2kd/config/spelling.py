@@ -8,7 +8,7 @@ __all__ = ["normalize", "same_value"]
 
 
 def normalize(value: Any) -> Any:
-    """Lists for tuples, at every depth: a yaml that is read again does not tell one from the other."""
+    """Turn tuples into lists at every depth: yaml does not tell one from the other."""
     if isinstance(value, (list, tuple)):
         return [normalize(x) for x in value]
     if isinstance(value, Mapping):

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Keys that were left blank: yaml reads ``KEY:`` as None, and Detectron2 takes None for anything."""
+"""Keys left blank: yaml reads ``KEY:`` as None, and Detectron2 accepts None for any key."""
 
 from collections.abc import Iterator
 from typing import Any

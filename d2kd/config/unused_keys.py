@@ -127,7 +127,8 @@ def _unread_switches(cfg: CfgNode) -> Iterator[str]:
     if cfg.SOLVER.OPTIMIZER == "ADAMW":
         for key, default in (("MOMENTUM", 0.9), ("NESTEROV", False)):
             if cfg.SOLVER[key] != default:
-                yield f"SOLVER.{key} is {cfg.SOLVER[key]}, which SOLVER.OPTIMIZER ADAMW does not read"
+                value = cfg.SOLVER[key]
+                yield f"SOLVER.{key} is {value}, which SOLVER.OPTIMIZER ADAMW does not read"
     if cfg.TEST.EVAL_PERIOD > 0 and not cfg.DATASETS.TEST and not cfg.TEST.PRECISE_BN.ENABLED:
         yield f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}, but DATASETS.TEST names no set"
 

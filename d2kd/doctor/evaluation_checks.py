@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Can the test sets be evaluated? Each evaluator is built, as training does before its first step."""
+"""Can the test sets be evaluated? Each evaluator is built, as before the first step."""
 
 import tempfile
 

@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook, PreciseBN
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
@@ -21,7 +21,7 @@ from .hooks import unwrap
 __all__ = ["FinalEvaluation", "measure_student_alone"]
 
 
-class FinalEvaluation:
+class FinalEvaluation(DefaultTrainer):
     """Mixed into DefaultTrainer: what it evaluates once all is trained."""
 
     @classmethod

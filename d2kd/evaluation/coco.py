@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
@@ -55,7 +56,9 @@ class AnnotatedTasksEvaluator(COCOEvaluator):
             )
         return sorted(tasks & self.annotated_tasks)
 
-    def _derive_coco_results(self, coco_eval, iou_type, class_names: Sequence[str] | None = None):
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict:
         """Name the classes in the order of their ids, which is that of COCO's results."""
         ids = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if ids and class_names:

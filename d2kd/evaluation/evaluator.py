@@ -67,7 +67,7 @@ class VOCAP50Evaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        self._predictions = []
+        self._predictions: list[tuple[np.ndarray, ...]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for record, output in zip(inputs, outputs):
@@ -92,7 +92,14 @@ class VOCAP50Evaluator(DatasetEvaluator):
         results = OrderedDict(AP50=float("nan"))
         for index, (name, truth) in enumerate(zip(self._classes, self._truth)):
             rows = categories == index
-            ap = voc_average_precision(boxes[rows], scores[rows], images[rows], **truth)
+            ap = voc_average_precision(
+                boxes[rows],
+                scores[rows],
+                images[rows],
+                truth["gt_boxes"],
+                truth["gt_images"],
+                truth["gt_ignore"],
+            )
             results[f"AP50-{name}"] = 100 * ap
         known = [value for value in results.values() if not np.isnan(value)]
         if known:

@@ -37,13 +37,13 @@ def _parse_json(path: Path) -> dict[str, Any]:
 
 def _to_annotation(entry: dict[str, Any], size: tuple, names: dict[int, str]) -> Annotation:
     """One entry of "annotations", checked already."""
-    x, y, width, height = written = tuple(map(float, entry["bbox"]))
+    x, y, width, height = map(float, entry["bbox"])
     mask, bad_mask = to_mask(entry.get("segmentation"), size)
     extra = {"segmentation": mask, "keypoints": to_keypoints(entry.get("keypoints"))}
     return Annotation(
         category=names[entry["category_id"]],
         box=(x, y, x + width, y + height),
-        written=written,
+        written=(x, y, width, height),
         ignore=bool(entry.get("iscrowd")),
         number=entry["id"],
         extra={key: value for key, value in extra.items() if value is not None},

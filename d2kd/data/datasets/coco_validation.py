@@ -2,7 +2,7 @@
 """Checks of COCO's instances JSON that name the entry at fault; null is as good as absent."""
 
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def is_keypoints(value: Any) -> bool:
     return isinstance(value, list) and len(value) % 3 == 0 and all(map(is_number, value))
 
 
-def problem_of(entry: dict[str, Any], images: set, categories: Sequence[int]) -> str | None:
+def problem_of(entry: dict[str, Any], images: set, categories: Collection[int]) -> str | None:
     """What is wrong with an annotation whose required keys are there; None if nothing is."""
     if entry["image_id"] not in images:
         return f"unknown image_id {entry['image_id']!r}"

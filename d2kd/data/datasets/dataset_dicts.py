@@ -96,8 +96,8 @@ def _size_advice(other: Sequence[tuple[AnnotatedImage, ImageHeader]]) -> str:
     if all(header.transposed and image.size == header.size[::-1] for image, header in other):
         return (
             "These photos are turned by their EXIF tag when they are read, and were annotated "
-            "unturned. Save them without the tag, or turn the boxes and the stated sizes too. If the "
-            "boxes were drawn on the turned photos, swap the stated width and height only."
+            "unturned. Save them without the tag, or turn the boxes and the stated sizes too. If "
+            "the boxes were drawn on the turned photos, swap the stated width and height only."
         )
     if all(image.size == header.size[::-1] for image, header in other):
         return (

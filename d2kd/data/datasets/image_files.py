@@ -64,7 +64,7 @@ def _deep_mode(image: Image.Image, file_name: str) -> str | None:
     """Pillow's name of a format of more than 8 bits a channel; None for one of 8 or fewer."""
     if image.mode.startswith(_DEEP_MODES):
         return image.mode
-    for tile in image.tile:
+    for tile in getattr(image, "tile", ()):  # Pillow's, of an image read from a file
         args = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         raw = next((str(x) for x in args if _DEEP_RAW_MODE.match(str(x))), None)
         if raw:

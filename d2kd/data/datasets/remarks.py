@@ -114,7 +114,7 @@ KINDS = {
 class Remarks:
     """The remarks on one data set."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._cases: dict[str, list[tuple[str, float]]] = {kind: [] for kind in KINDS}
         self._texts: dict[str, str] = {}
 

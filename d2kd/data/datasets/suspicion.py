@@ -57,7 +57,8 @@ def _as_corners(numbers: np.ndarray, corners: bool) -> np.ndarray:
 
 def _leaves(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """(N,) whether a box in corners leaves its image."""
-    return (boxes[:, :2] < -SLACK).any(axis=1) | (boxes[:, 2:] > sizes + SLACK).any(axis=1)
+    low, high = boxes[:, :2] < -SLACK, boxes[:, 2:] > sizes + SLACK
+    return np.concatenate([low, high], axis=1).any(axis=1)
 
 
 def _relative(numbers: np.ndarray, sizes: np.ndarray) -> Suspicion | None:

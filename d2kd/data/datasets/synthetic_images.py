@@ -150,7 +150,7 @@ def _draw_distractors(image: np.ndarray, rng: np.random.Generator, count: int) -
                 cv2.line(mask, start, end, 255, width, cv2.LINE_AA)
         else:
             cv2.circle(mask, (int(x), int(y)), int(rng.integers(4, 16)), 255, -1)
-            mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(4, 8))
+            mask[:] = cv2.GaussianBlur(mask, (0, 0), rng.uniform(4, 8))
         alpha = mask[..., None] * np.float32(rng.uniform(0.4, 0.9) / 255)
         image += alpha * (color.astype(np.float32) - image)
 
@@ -192,7 +192,10 @@ def place_shapes(rng: np.random.Generator) -> tuple[list[Shape], list[np.ndarray
     Returns:
         The shapes, and their (S, S) float32 masks.
     """
-    shapes, masks, visible, areas = [], [], [], []
+    shapes: list[Shape] = []
+    masks: list[np.ndarray] = []
+    visible: list[np.ndarray] = []
+    areas: list[float] = []
     wanted = int(rng.integers(1, _MAX_OBJECTS + 1))
     for _ in range(_PLACEMENT_TRIES * wanted):
         category = int(rng.integers(len(CLASSES)))
@@ -202,7 +205,8 @@ def place_shapes(rng: np.random.Generator) -> tuple[list[Shape], list[np.ndarray
         if any(seen.sum() < MIN_VISIBLE * a for seen, a in zip(remaining, areas + [area])):
             continue
         box = np.concatenate([points.min(axis=0), points.max(axis=0)]).clip(0, IMAGE_SIZE)
-        shapes.append(Shape(category, tuple(float(value) for value in box)))
+        x0, y0, x1, y1 = box.tolist()
+        shapes.append(Shape(category, (x0, y0, x1, y1)))
         masks.append(mask)
         visible, areas = remaining, areas + [area]
         if len(shapes) == wanted:

@@ -63,7 +63,8 @@ def _write_split(folder: Path, split: str, count: int) -> None:
     """Write ``<folder>/<split>/*.jpg`` and ``<folder>/annotations/<split>.json``."""
     (folder / split).mkdir(parents=True)
     (folder / "annotations").mkdir(exist_ok=True)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in range(count):
         picture, shapes = draw_picture(picture_rng(split, index))
         name = f"{index:06d}.jpg"

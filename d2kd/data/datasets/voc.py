@@ -5,8 +5,9 @@ Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010; deve
 """
 
 import math
+from collections import Counter
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from xml.etree import ElementTree
 from xml.parsers import expat
 
@@ -28,7 +29,7 @@ def _parse_xml(path: Path) -> ElementTree.Element:
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()
 
-    def forbid(name: str, *_) -> NoReturn:
+    def forbid(name: str, *_: Any) -> NoReturn:
         raise DatasetError(
             f"{path}:{parser.CurrentLineNumber}: declares the XML entity '{name}'; annotations "
             "need none, and entities are never followed. Remove the declaration."
@@ -74,7 +75,8 @@ def _numbers_of(element: ElementTree.Element, path: Path) -> Box:
     bndbox = element.find("bndbox")
     if bndbox is None:
         raise DatasetError(f"{path}: an <object> has no <bndbox>")
-    return tuple(_number_of(bndbox, tag, path) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    x0, y0, x1, y1 = (_number_of(bndbox, tag, path) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    return x0, y0, x1, y1
 
 
 def _to_edges(first: float, last: float) -> tuple[float, float]:
@@ -151,8 +153,7 @@ def _read_split(split: Path) -> list[str]:
     ids = [line.strip() for line in lines if line.strip()]
     if not ids:
         raise DatasetError(f"{split} lists no image; put one image name a line into it")
-    seen = set()
-    twice = [image_id for image_id in ids if image_id in seen or seen.add(image_id)]
+    twice = [image_id for image_id, count in Counter(ids).items() if count > 1]
     if twice:
         raise DatasetError(f"{split} lists image '{twice[0]}' more than once; remove duplicates")
     return ids

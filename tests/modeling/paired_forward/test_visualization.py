@@ -1,6 +1,8 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """VIS_PERIOD: a student under a teacher draws the pictures that it draws alone."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +50,7 @@ def test_retinanet_draws_its_best_detections(period, pictures):
     results = []
     for student in (build_model(cfg).train(), tiny_dense.build_dense("RetinaNet")):
         student.load_state_dict(tiny_dense.build_dense("RetinaNet").state_dict())
-        results.append(draw(lambda: forward_pair_dense(student, teacher, batch, FEATURES)))
+        results.append(draw(partial(forward_pair_dense, student, teacher, batch, FEATURES)))
     (drawn, _), (plain, _) = (result for result, _ in results)
     assert all(torch.equal(drawn[name], plain[name]) for name in plain)
     images = list(results[0][1].values())
