@@ -31,8 +31,8 @@ Every key of Detectron2's defaults, and who reads it. `python -m experiments.det
 builds, trains and evaluates tiny detectors with every switch on, records what is read from the
 config, and writes this page. A detector's name means that building this
 `MODEL.META_ARCHITECTURE` reads the key. "d2kd checks it" means that another value than those that
-work is refused, and the message names the key. A key of a detector that is not chosen has no effect;
-d2kd warns of it when it differs from its default (`d2kd/config/unused_keys.py`).
+work is refused, and the message names the key. A key of a detector that is not chosen has no
+effect; d2kd warns of it when it differs from its default (`d2kd/config/unused_keys.py`).
 
 """
 
