@@ -3,6 +3,7 @@
 
 import json
 import re
+import textwrap
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,7 +104,15 @@ def insert(document: Path, begin: str, text: str) -> None:
         rf"(?<={re.escape(begin)}\n).*?(?=^<!-- end -->$)", re.DOTALL | re.MULTILINE
     )
     # count=1: if nothing is between the lines yet, a second match would reach the next table's end.
+    text = "\n".join(map(_wrap, text.splitlines()))
     document.write_text(between.sub(lambda _: f"\n{text}\n", document.read_text(), count=1))
+
+
+def _wrap(line: str) -> str:
+    """A line of prose at 100 columns; a table's row and a picture stay in one line."""
+    if line.startswith(("|", "!")):
+        return line
+    return textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def merge(old: list[Row], new: list[Row]) -> list[Row]:
