@@ -152,3 +152,24 @@ def test_student_yaml_has_the_network_without_its_start():
     assert (student.MODEL.TIMM.NAME, student.MODEL.TIMM.WEIGHTS) == ("mobilenetv3_large_100", "")
     assert dump_student_config(student).startswith("# Read after d2kd.add_d2kd_config, which adds")
     assert "TIMM" not in student_config(plain_cfg()).MODEL
+
+
+def test_out_indices_choose_the_maps():
+    opts = ["MODEL.TIMM.OUT_INDICES", [2, 3], "MODEL.FPN.IN_FEATURES", ["res3", "res4"]]
+    backbone = build(timm_cfg(*opts))
+    assert list(backbone.bottom_up.output_shape()) == ["res3", "res4"]
+
+
+def test_pretrained_asks_timm_for_its_weights(monkeypatch):
+    asked, create = [], timm.create_model
+
+    def note(name, pretrained=False, **kwargs):
+        asked.append(pretrained)
+        return create(name, pretrained=False, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", note)
+    build(timm_cfg())
+    assert not any(asked)
+    with pytest.raises(ConfigError, match="INPUT.FORMAT is BGR: set it to RGB"):
+        build(timm_cfg("MODEL.TIMM.PRETRAINED", True))
+    assert asked[-1]
