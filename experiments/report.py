@@ -3,8 +3,8 @@
 
 import json
 import re
-import textwrap
 import statistics
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 

@@ -1,6 +1,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """An installed d2kd, not a checkout: it has its configs and its teacher, and it distils."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -34,7 +35,9 @@ def python(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
-    subprocess.run(build, check=True)
+    # Of the environments alone: a path to the checkout would count as an installed d2kd.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(build, check=True, env=environment)
     (wheel,) = folder.glob("d2kd-*.whl")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "env")}))
@@ -42,7 +45,7 @@ def python(tmp_path_factory):
     (site / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
     interpreter = folder / "env" / "bin" / "python"
     install = [*pip, "--python", interpreter, "install", "--quiet", "--no-deps", wheel]
-    subprocess.run(install, check=True)
+    subprocess.run(install, check=True, env=environment)
     return interpreter
 
 

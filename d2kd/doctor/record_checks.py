@@ -58,7 +58,7 @@ def _flaw_of(item: dict, classes: float, needed: list[str]) -> str:
     if lacking:
         return f"has an annotation without {', '.join(lacking)}"
     category, box, mode = (item[key] for key in ("category_id", "bbox", "bbox_mode"))
-    if not isinstance(category, (int, float)) or not 0 <= category < classes:
+    if not isinstance(category, Real) or not 0 <= float(category) < classes:
         return f"has category_id {category!r}, of 0 to {classes - 1} for {classes} classes"
     if mode not in _BOX_LENGTHS or not _are_finite(box, _BOX_LENGTHS[mode]):
         return f"has the bbox {reprlib.repr(box)} of bbox_mode {mode!r}"

@@ -2,6 +2,7 @@
 """DefaultTrainer's construction, on GPUs and on CPUs, with any of d2kd's training loops."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -11,10 +12,11 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..structures import StepRecord
 from ..utils.malloc import keep_freed_memory
 from .distributed.process_group import data_parallel
 from .optimizer import build_lr_scheduler, build_optimizer
-from .train_loop import build_train_loop
+from .train_loop import AccumulatingTrainer, build_train_loop
 
 __all__ = ["BaseTrainer"]
 
@@ -39,6 +41,12 @@ class BaseTrainer(DefaultTrainer):
         self._trainer = build_train_loop(cfg, data_parallel(model), loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+
+    @property
+    def micro_steps(self) -> Sequence[StepRecord]:
+        """The batches of the current iteration so far, where it has several (ACCUMULATE_STEPS)."""
+        loop = self._trainer
+        return loop.micro_steps if isinstance(loop, AccumulatingTrainer) else ()
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

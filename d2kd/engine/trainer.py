@@ -31,7 +31,6 @@ from .final_evaluation import FinalEvaluation, measure_student_alone
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
 from .nonfinite import report_nonfinite_loss
-from .train_loop import AccumulatingTrainer
 
 __all__ = ["DistillTrainer"]
 
@@ -133,10 +132,8 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
                 hook.after_train()
 
     def run_step(self) -> None:
-        loop = self._trainer
-        micro_steps = loop.micro_steps if isinstance(loop, AccumulatingTrainer) else ()
         folder = self.cfg.OUTPUT_DIR
-        with report_nonfinite_loss(unwrap(self.model), self.iter, folder, micro_steps):
+        with report_nonfinite_loss(unwrap(self.model), self.iter, folder, self.micro_steps):
             super().run_step()
 
     def resume_or_load(self, resume: bool = True) -> None:

@@ -78,7 +78,8 @@ def test_results_of_two_sets(declared, tmp_path):
 
 
 def test_a_keypoint_teacher_reads_test_sets_without_keypoints(declared, tmp_path):
-    cfg = with_sets(plain_cfg("MODEL.KEYPOINT_ON", True), declared, tmp_path, "final")
+    cfg = with_sets(plain_cfg(), declared, tmp_path, "final")
+    cfg.MODEL.KEYPOINT_ON = True
     loader = DistillTrainer.build_test_loader(cfg, "final")
     assert [batch[0]["image_id"] for batch in loader] == [0, 1, 2, 3]
     assert cfg.MODEL.KEYPOINT_ON, "the detector's own config is as it was"

@@ -64,7 +64,7 @@ def test_remember_starts_an_unfinished_run_again(tmp_path):
 def test_a_failed_training_says_why(tmp_path):
     config = "configs/shapes/baseline/faster_rcnn_R_50_eighth_800.yaml"
     run = Run("bad", config, tmp_path, ("SOLVER.NO_SUCH_KEY", "1"))
-    with pytest.raises(RuntimeError, match="(?s)train_net.py .* ended with 1.*NO_SUCH_KEY"):
+    with pytest.raises(RuntimeError, match="(?s)train_net.py .* ended with 2.*NO_SUCH_KEY"):
         execute(run)
 
 

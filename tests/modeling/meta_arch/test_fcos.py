@@ -13,7 +13,7 @@ from d2kd.config.fcos import add_fcos_config
 from d2kd.modeling.meta_arch.fcos import FCOS
 from tests.common import ROOT
 
-BASE = str(ROOT / "configs/_base_/detectors/fcos.yaml")
+BASES = [ROOT / "configs/_base_" / name for name in ("detectors/fcos.yaml", "datasets/coco.yaml")]
 
 
 def _zoo():
@@ -23,7 +23,8 @@ def _zoo():
 def _cfg():
     cfg = get_cfg()
     add_fcos_config(cfg)
-    cfg.merge_from_file(BASE)
+    for base in BASES:
+        cfg.merge_from_file(str(base))
     cfg.MODEL.DEVICE = "cpu"
     return cfg
 
