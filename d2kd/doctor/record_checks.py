@@ -4,6 +4,7 @@
 import math
 import reprlib
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 
 from detectron2.config import CfgNode
