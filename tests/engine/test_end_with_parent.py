@@ -1,6 +1,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """No data worker outlives its training, in whatever part and by whatever signal that ends."""
 
+import copy
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 
@@ -49,6 +51,14 @@ class _WaitInEvaluation(DatasetEvaluator):
             _report_and_wait(self.pipe)
 
 
+def register_bulky(images):
+    """MIXED, whose samples are larger than a pipe: a worker waits until its parent has read one."""
+    register_mixed(images)
+    records = [{**record, "note": "x" * 100_000} for record in DatasetCatalog.get(MIXED)]
+    DatasetCatalog.remove(MIXED)
+    DatasetCatalog.register(MIXED, lambda: copy.deepcopy(records))
+
+
 def _run(images, teacher, folder, part, pipe):
     """What a child process does."""
     output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT)
@@ -56,7 +66,7 @@ def _run(images, teacher, folder, part, pipe):
     quiet()
     # As in a process that a shell starts; the server's own way would be passed on.
     multiprocessing.set_start_method("fork", force=True)
-    register_mixed(images)
+    register_bulky(images)
     evaluator = _WaitInEvaluation(pipe)
     DistillTrainer.build_evaluator = classmethod(lambda *_: evaluator)
     period = 1 if part == "an evaluation on the way" else 0
