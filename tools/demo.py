@@ -5,11 +5,15 @@
 python tools/demo.py [--iterations N] [--seed N] [--output FOLDER]
 """
 
+import os
 import sys
 from pathlib import Path
 
 # ``experiments`` is not installed: it lies beside this folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# As in train_net.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from experiments.demo import main  # noqa: E402
 
