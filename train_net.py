@@ -14,6 +14,10 @@ it), with exit status 2.
 import os
 from collections import OrderedDict
 
+# OpenMP's threads wait for each other by spinning. Where other programs use the CPU too, they spin
+# in vain for most of the time. PyTorch reads this when it is loaded; docs/training.md has figures.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup

@@ -39,11 +39,14 @@ class _ResumeHook(HookBase):
 
 
 class GatherRunState(_ResumeHook):
-    """Gathers the state of all processes if the next hook writes a checkpoint."""
+    """Gathers the state of all processes if the next hook writes a checkpoint, or evaluates.
+
+    An evaluation that is stopped leaves no time to gather.
+    """
 
     def after_step(self) -> None:
         self.run_state.evaluation_due = self._evaluates()
-        if self._saves():
+        if self._saves() or self.run_state.evaluation_due:
             self.run_state.gather()
         else:
             self.run_state.discard()
@@ -63,6 +66,8 @@ class SaveAfterEvaluation(_ResumeHook):
         if self._saves():
             self.run_state.gather()
             save_step(self.trainer.checkpointer, self.trainer.iter)
+        else:
+            self.run_state.discard()
 
 
 def add_resume_hooks(

@@ -40,8 +40,15 @@ class RunState:
         self._evaluation_missing = False
 
     def gather(self) -> None:
-        """Bring the states of all processes to the main one; to be called by all of them."""
-        self._gathered = comm.gather(self._get()) if comm.get_world_size() > 1 else None
+        """Bring the states of all processes to the main one; to be called by all of them.
+
+        A single process keeps its state only while the evaluation of the step is due, which changes
+        it. Otherwise a checkpoint holds the state at the time of writing.
+        """
+        if comm.get_world_size() > 1:
+            self._gathered = comm.gather(self._get())
+        else:
+            self._gathered = [self._get()] if self.evaluation_due else None
 
     def discard(self) -> None:
         """Drop the gathered states, which are of an earlier step."""
@@ -57,9 +64,9 @@ class RunState:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        if comm.get_world_size() > 1:
-            return {"processes": self._gathered or []}
-        return {"processes": [self._get()]}
+        if self._gathered is None and comm.get_world_size() == 1:
+            return {"processes": [self._get()]}
+        return {"processes": self._gathered or []}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the loaders; the random streams wait for ``restore``."""

@@ -10,6 +10,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size, read_image
 
 from ..config.defaults import BAD_IMAGES
+from ..utils.end_with_parent import guard_data_worker
 from ..utils.errors import DatasetError
 
 __all__ = ["NamingMapper", "build_mapper"]
@@ -52,6 +53,8 @@ class NamingMapper:
         self.skipped = 0
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
+        # Here, because all loaders have this mapper; Detectron2's test loader has no other place.
+        guard_data_worker()
         try:
             return self.mapper(record)
         except Exception as error:

@@ -1,160 +1,168 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Ctrl-C in training: the step is finished, a checkpoint is written, and the run can be resumed.
+"""What Ctrl-C, SIGTERM and SIGUSR1 ask of a training: to write a checkpoint, and to stop."""
 
-In the last evaluation the final checkpoint has been written, so Ctrl-C acts at once.
-"""
-
-import logging
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 
-import torch
-import torch.distributed as dist
-from detectron2.engine import HookBase
-from detectron2.utils import comm
+__all__ = [
+    "INTERRUPTED",
+    "TERMINATED",
+    "EvaluationStopped",
+    "Request",
+    "SignalHandler",
+    "current_handler",
+    "interruptible",
+    "is_same_request",
+]
 
-from ..checkpoint.run_checkpointer import save_step
-
-__all__ = ["INTERRUPTED", "StopOnInterrupt", "interruptible"]
-
-# The exit status that shells report after Ctrl-C: 128 + SIGINT.
+# Exit statuses that shells report after Ctrl-C and SIGTERM: 128 + the signal's number.
 INTERRUPTED = 130
+TERMINATED = 143
+# A scheduler signals every process of a job, and a process passes it on to its children. So a
+# process may receive SIGTERM several times, within seconds, for one request.
+SAME_REQUEST = 2.0
 
-logger = logging.getLogger(__name__)
+
+class Request(IntEnum):
+    """What a signal asks for; of several requests the highest counts."""
+
+    NOTHING = 0
+    SAVE = 1
+    # To stop; these are the exit statuses too.
+    INTERRUPT = INTERRUPTED
+    TERMINATE = TERMINATED
+
+    @property
+    def stops(self) -> bool:
+        return self >= Request.INTERRUPT
 
 
-class _Interrupt:
-    """A signal handler that remembers the first Ctrl-C and lets the second act as usual.
+class EvaluationStopped(KeyboardInterrupt):
+    """SIGTERM has ended an evaluation during training; its step has no checkpoint yet."""
 
-    If ``at_once`` is set, the first acts as usual too.
+
+def is_same_request(signum: int, since: float | None) -> bool:
+    """Whether a signal repeats the request of an earlier SIGTERM.
+
+    Args:
+        signum: of the signal.
+        since: when SIGTERM was received, by ``time.monotonic``; None if it was not.
+    """
+    if signum != signal.SIGTERM or since is None:
+        return False
+    return time.monotonic() - since < SAME_REQUEST
+
+
+class SignalHandler:
+    """Remembers what signals have asked for; the second request to stop acts at once.
+
+    Attributes:
+        at_once: whether the first request to stop acts at once too.
+        in_evaluation: whether an evaluation during training is running, which SIGTERM ends.
     """
 
     def __init__(self):
-        self.received = False
+        self.stop = Request.NOTHING
         self.at_once = False
-        self.process = os.getpid()
+        self.in_evaluation: Callable[[], bool] = lambda: False
+        self._process = os.getpid()
+        self._terminated_at: float | None = None
+        # A signal may arrive between any two operations, so what was asked for is only counted up.
+        self._saves_asked = self._saves_taken = 0
 
-    def __call__(self, signum, frame) -> None:
-        # Data workers inherit this handler; without it they would end in the middle of a step.
-        in_worker = os.getpid() != self.process
-        self.received = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self.at_once and not in_worker:
+    def __call__(self, signum: int, frame: object) -> None:
+        # Data workers inherit this handler, and have to finish what the step needs.
+        if os.getpid() != self._process or is_same_request(signum, self._terminated_at):
+            return
+        if signum == signal.SIGUSR1:
+            self._saves_asked += 1
+            return
+        first = not self.stop.stops
+        self.stop = Request(128 + signum)
+        if signum == signal.SIGTERM:
+            self._terminated_at = time.monotonic()
+        if self.at_once or not first:
             raise KeyboardInterrupt
-        if not in_worker:
-            print(
-                "Interrupted: finishing this iteration and its evaluation, then writing a "
-                "checkpoint. Press Ctrl-C again to stop at once, without a checkpoint.",
-                file=sys.stderr,
-                flush=True,
-            )
+        _announce(signum)
+        self.check_evaluation()
+
+    def check_evaluation(self) -> None:
+        """Leave the evaluation if SIGTERM was received.
+
+        Raises:
+            EvaluationStopped: an evaluation is running or about to start.
+        """
+        if self.stop is Request.TERMINATE and self.in_evaluation():
+            raise EvaluationStopped
+
+    @contextmanager
+    def acting_at_once(self) -> Iterator[None]:
+        """Let signals stop the run at once: there is a checkpoint, and no step is under way.
+
+        Raises:
+            KeyboardInterrupt: a signal asks to stop, or has before.
+        """
+        self.at_once = True
+        try:
+            if self.stop.stops:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.at_once = False
+
+    def take(self) -> Request:
+        """What is asked for now; a checkpoint is asked for once."""
+        asked, taken = self._saves_asked, self._saves_taken
+        self._saves_taken = asked
+        return max(self.stop, Request(asked > taken))
 
 
-_current = _Interrupt()
+def _announce(signum: int) -> None:
+    evaluation = " and its evaluation" if signum == signal.SIGINT else ""
+    text = (
+        f"Received {signal.Signals(signum).name}: finishing this iteration{evaluation}, then "
+        "writing a checkpoint. Press Ctrl-C again, or send SIGTERM again, to stop at once, without "
+        "a checkpoint.\n"
+    )
+    # print may be what the signal has interrupted, and must not be entered twice.
+    os.write(2, text.encode())
+
+
+_current = SignalHandler()
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def current_handler() -> SignalHandler:
+    """The handler of the last ``interruptible`` context, or one that has received nothing."""
+    return _current
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Finish the step and write a checkpoint on Ctrl-C, then end the program with status 130.
+    """Finish the step and write a checkpoint on Ctrl-C, SIGTERM and SIGUSR1.
 
-    Enter it before the data loaders are built: data workers inherit the signal handler.
+    After Ctrl-C and SIGTERM the program ends. Enter it before the data loaders are built: data
+    workers inherit the signal handler.
 
     Raises:
-        SystemExit: 130, after a KeyboardInterrupt.
+        SystemExit: 130 or 143, after Ctrl-C or SIGTERM.
     """
     global _current
-    _current = _Interrupt()
+    _current = SignalHandler()
     # Only the main thread may set signal handlers.
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, _current) if main else None
+    before = {number: signal.signal(number, _current) for number in _SIGNALS} if main else {}
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(int(_current.stop) or INTERRUPTED)
     finally:
-        _current.received = False
-        if main:
-            signal.signal(signal.SIGINT, before)
-
-
-class StopOnInterrupt(HookBase):
-    """Writes a checkpoint and stops after the step in which Ctrl-C was pressed.
-
-    It must be the last hook. Several processes must stop after the same step, but each receives the
-    signal at its own time. They ask each other after every step and read the answers after the next
-    one, when these have arrived. So no process waits for another or for its GPU.
-    """
-
-    def __init__(self, before_save: Callable[[], None] = lambda: None):
-        """
-        Args:
-            before_save: called by all processes before the main one writes the checkpoint.
-        """
-        self.before_save = before_save
-        self._question: Question | None = None
-
-    def before_train(self) -> None:
-        if comm.get_world_size() > 1:
-            self._question = Question()
-
-    def after_step(self) -> None:
-        wanted = self._question.exchange(_current.received) if self._question else _current.received
-        # After the last step Detectron2 writes the checkpoint; only the evaluation is left.
-        if not wanted or self.trainer.iter + 1 >= self.trainer.max_iter:
-            return
-        self.before_save()
-        save_step(self.trainer.checkpointer, self.trainer.iter)
-        # The first process to end may end the others, and the main one is still writing.
-        comm.synchronize()
-        logger.info("Interrupted after iteration %d: add --resume to continue", self.trainer.iter)
-        raise KeyboardInterrupt
-
-    def before_last_evaluation(self) -> None:
-        """Let Ctrl-C act at once; to be called by all processes after the last checkpoint.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C was pressed during the last step.
-        """
-        _current.at_once = True
-        if (self._question and self._question.read()) or _current.received:
-            raise KeyboardInterrupt
-
-    def after_train(self) -> None:
-        _current.at_once = False
-        if self._question:
-            self._question.read()
-
-
-class Question:
-    """Asks all processes whether any of them says yes; the answer comes one exchange later."""
-
-    def __init__(self):
-        # A group of its own, on the host: its messages are not mixed with others.
-        self._group = dist.new_group(backend="gloo")
-        self._answer = torch.zeros(1)
-        self._asked: dist.Work | None = None
-
-    def exchange(self, yes: bool) -> bool:
-        """Ask all processes, and return the answer to the question before (False at first).
-
-        Args:
-            yes: what this process says.
-
-        Returns:
-            Whether any process said yes at the last call; the same in all processes.
-        """
-        before = self.read()
-        self._answer = torch.tensor([float(yes)])
-        self._asked = dist.all_reduce(self._answer, group=self._group, async_op=True)
-        return before
-
-    def read(self) -> bool:
-        """Wait for the answer to the last question and return it."""
-        if self._asked is not None:
-            self._asked.wait()
-            self._asked = None
-        return self._answer.item() > 0
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _current = SignalHandler()

@@ -29,8 +29,8 @@ from ..modeling.build import build_teacher, read_teacher_config
 from .base_trainer import BaseTrainer
 from .final_evaluation import FinalEvaluation, measure_student_alone
 from .hooks import build_distill_hooks, unwrap
-from .interrupt import StopOnInterrupt
 from .nonfinite import report_nonfinite_loss
+from .stop_on_signal import StopOnSignal
 
 __all__ = ["DistillTrainer"]
 
@@ -51,8 +51,12 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
         hooks = self.build_hooks()
         self._run_state = build_run_state(self.data_loader, hooks, self.checkpointer.model)
         self.checkpointer.add_checkpointable("run_state", self._run_state)
-        self._stop = StopOnInterrupt(before_save=self._run_state.gather)
-        self.register_hooks([*add_resume_hooks(hooks, self.cfg, self._run_state), self._stop])
+        self._stop = StopOnSignal(
+            before_save=self._run_state.gather,
+            in_evaluation=lambda: self._run_state.evaluation_due,
+        )
+        hooks = add_resume_hooks(hooks, self.cfg, self._run_state)
+        self.register_hooks(self._stop.add_to(hooks))
         if comm.is_main_process():
             remove_unfinished(self.cfg.OUTPUT_DIR)
             write_student_config(self.cfg)
@@ -85,7 +89,7 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks and those of the distillation losses.
 
-        The constructor adds those of resuming and of Ctrl-C, which need all others.
+        The constructor adds those of resuming and of signals, which need all others.
         """
         hooks = [hook for hook in super().build_hooks() if hook is not None]
         hooks = measure_student_alone(hooks, self.model)
@@ -103,10 +107,16 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
         super().before_train()
         if self._run_state.restore() and self.cfg.TEST.EVAL_PERIOD > 0:
             # Detectron2 keeps the registered hooks here and has no method that returns them.
-            evaluate_step_before(self, self._hooks)
+            with self._stop.acting_at_once():
+                evaluate_step_before(self, self._hooks)
+
+    def after_step(self) -> None:
+        """Run all hooks. If SIGTERM ends the evaluation, its step gets a checkpoint first."""
+        with self._stop.saving_if_evaluation_stops():
+            super().after_step()
 
     def after_train(self) -> None:
-        """Evaluate last of all; Ctrl-C stops this evaluation, after training is saved."""
+        """Evaluate last of all; signals stop this evaluation, after training is saved."""
         if self.iter < self.max_iter:  # it has failed, or was interrupted before
             super().after_train()
             return

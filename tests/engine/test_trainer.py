@@ -17,7 +17,7 @@ from detectron2.utils.env import seed_all_rng
 
 from d2kd.config.student import student_config
 from d2kd.engine import DistillLossHook, DistillTrainer, LossRatioHook, build_distill_hooks
-from d2kd.engine.interrupt import StopOnInterrupt
+from d2kd.engine.stop_on_signal import StopOnSignal
 from d2kd.utils.errors import ConfigError, WeightsError
 from tests.common import ROOT
 from tests.common.helpers import build_distiller, count_calls, distill_cfg, make_batch, plain_cfg
@@ -159,10 +159,10 @@ def test_hooks_stand_before_the_writer_also_where_there_is_none(
     ours = [DistillLossHook] * 3 + [LossRatioHook]
     cfg = distill_cfg(teacher_files, "OUTPUT_DIR", str(tmp_path))
     kinds = [type(hook) for hook in DistillTrainer(cfg)._hooks]
-    assert kinds[-6:] == [*ours, PeriodicWriter, StopOnInterrupt]
+    assert kinds[-6:] == [*ours, PeriodicWriter, StopOnSignal]
     monkeypatch.setattr(comm, "is_main_process", lambda: False)
     kinds = [type(hook) for hook in DistillTrainer(cfg)._hooks]
-    assert kinds[-5:] == [*ours, StopOnInterrupt] and PeriodicWriter not in kinds
+    assert kinds[-5:] == [*ours, StopOnSignal] and PeriodicWriter not in kinds
 
 
 def test_building_hooks_changes_nothing(teacher_files, tmp_path):

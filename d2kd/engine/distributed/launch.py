@@ -46,7 +46,7 @@ def launch(main: Callable, args: Namespace, cfg: CfgNode, arguments: Sequence[An
         ConfigError: there are too few GPUs, options contradict each other, or the batch cannot be
             divided among the processes.
         SystemExit: 2 if a process ended by a user's mistake, 1 if one failed otherwise, 130 after
-            Ctrl-C.
+            Ctrl-C, 143 after SIGTERM.
     """
     group = plan_group(args, cfg.MODEL.DEVICE)
     # With SOLVER.REFERENCE_WORLD_SIZE, Detectron2 scales the batch to the processes.

@@ -14,7 +14,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ...utils.command_line import USER_ERROR_STATUS
-from ..interrupt import INTERRUPTED
+from ...utils.end_with_parent import end_with_parent
+from ..interrupt import INTERRUPTED, TERMINATED, is_same_request
 
 __all__ = ["run_children"]
 
@@ -22,21 +23,24 @@ __all__ = ["run_children"]
 START_METHOD = "spawn"
 # Seconds that the other processes have to print their errors and end after one has failed.
 GRACE = 5.0
+# The same after one has ended on a signal: the main process may be writing the checkpoint.
+SAVING = 20.0
 
 
 def run_children(function: Callable, calls: dict[str, Sequence[Any]]) -> None:
     """Run ``function(*arguments)`` in a process for each of ``calls`` and wait for all of them.
 
-    If one fails, the others are stopped. Each receives Ctrl-C and SIGTERM once. If this process is
-    killed, they end too.
+    If one fails, the others are stopped. Each receives Ctrl-C, SIGTERM and SIGUSR1 of this process,
+    and this process waits until they have ended. A second SIGTERM stops them at once. If this
+    process is killed, they end too.
 
     Args:
         function: of a module that can be imported.
         calls: name of the process, for messages -> arguments, which must be picklable.
 
     Raises:
-        SystemExit: 130 after Ctrl-C, 2 if a process ended by a user's mistake, 1 if one failed
-            otherwise. It has written its error by then.
+        SystemExit: 130 after Ctrl-C, 143 after SIGTERM, 2 if a process ended by a user's mistake, 1
+            if one failed otherwise. It has written its error by then.
     """
     context = multiprocessing.get_context(START_METHOD)
     children = [
@@ -52,8 +56,9 @@ def run_children(function: Callable, calls: dict[str, Sequence[Any]]) -> None:
         _stop(children)
     if not first_to_fail:
         return
-    if any(child.exitcode == INTERRUPTED for child in first_to_fail):
-        sys.exit(INTERRUPTED)
+    status = _status_of_signal(first_to_fail)
+    if status:
+        sys.exit(status)
     ends = ", ".join(f"{child.name} {_describe(child.exitcode)}" for child in first_to_fail)
     print(f"{ends}; the other processes were stopped.", file=sys.stderr, flush=True)
     mistaken = all(child.exitcode == USER_ERROR_STATUS for child in first_to_fail)
@@ -64,33 +69,51 @@ def _child(function: Callable, *arguments: Any) -> None:
     # A terminal sends Ctrl-C to all processes in its foreground, also to data workers. In a session
     # of its own, a child receives it once, from its parent.
     os.setsid()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         function(*arguments)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
 
-def _end_with_parent() -> None:
-    """Kill this process as soon as the parent has ended, even while it waits for a GPU."""
-    wait([multiprocessing.parent_process().sentinel])
-    os.kill(os.getpid(), signal.SIGKILL)
+def _status_of_signal(children: list[BaseProcess]) -> int:
+    """The exit status if Ctrl-C or SIGTERM has ended one of the processes, else 0."""
+    ends = {child.exitcode for child in children}
+    # A process that has not begun to train has no handler yet.
+    if ends & {TERMINATED, -signal.SIGTERM}:
+        return TERMINATED
+    return INTERRUPTED if INTERRUPTED in ends else 0
+
+
+class _PassOn:
+    """A signal handler that sends what it receives to all processes."""
+
+    def __init__(self, children: list[BaseProcess]):
+        self.children = children
+        self._terminated_at: float | None = None
+
+    def __call__(self, signum: int, frame: object) -> None:
+        if is_same_request(signum, self._terminated_at):
+            return
+        # A process has no id before it is started.
+        started = [child for child in self.children if child.pid is not None]
+        for child in started:
+            if child.is_alive():
+                os.kill(child.pid, signum)
+        if signum == signal.SIGTERM:
+            if self._terminated_at is not None or len(started) < len(self.children):
+                sys.exit(TERMINATED)
+            self._terminated_at = time.monotonic()
 
 
 @contextmanager
 def _pass_on_signals(children: list[BaseProcess]) -> Iterator[None]:
-    def pass_on(signum, frame) -> None:
-        for child in children:
-            # A process has no id before it is started.
-            if child.pid is not None and child.is_alive():
-                os.kill(child.pid, signum)
-        if signum == signal.SIGTERM:
-            sys.exit(128 + signum)
-
     if threading.current_thread() is not threading.main_thread():
         yield  # Only the main thread may set signal handlers.
         return
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    pass_on = _PassOn(children)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield
     finally:
@@ -99,7 +122,7 @@ def _pass_on_signals(children: list[BaseProcess]) -> Iterator[None]:
 
 
 def _wait_for_all(children: list[BaseProcess]) -> list[BaseProcess]:
-    """Wait for all, or only GRACE after a failure; returns the processes that failed first."""
+    """Wait for all, or only GRACE (SAVING) after a failure; returns those that failed first."""
     running, failed, until = list(children), [], None
     while running:
         left = None if until is None else max(0.0, until - time.monotonic())
@@ -112,7 +135,7 @@ def _wait_for_all(children: list[BaseProcess]) -> list[BaseProcess]:
             child.join()
         if until is None and any(child.exitcode for child in done):
             failed = [child for child in done if child.exitcode]
-            until = time.monotonic() + GRACE
+            until = time.monotonic() + (SAVING if _status_of_signal(failed) else GRACE)
     return failed
 
 

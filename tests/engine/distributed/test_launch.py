@@ -223,7 +223,7 @@ def _calls(folder):
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_are_passed_on(monkeypatch, tmp_path, number, status):
-    """Children that ignore SIGTERM are killed after the grace."""
+    """Children that ignore SIGTERM are killed after the grace, when it is sent again."""
     fast_start(monkeypatch)
     monkeypatch.setattr(children, "GRACE", 0.2)
     before = signal.getsignal(number)
@@ -231,12 +231,49 @@ def test_signals_are_passed_on(monkeypatch, tmp_path, number, status):
     def press():
         _wait_for_files(tmp_path, 2)
         os.kill(os.getpid(), number)
+        if number == signal.SIGTERM:
+            time.sleep(0.5)
+            assert multiprocessing.active_children(), "the children may finish their step"
+            monkeypatch.setattr("d2kd.engine.interrupt.SAME_REQUEST", 0.0)
+            os.kill(os.getpid(), number)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    with pytest.raises(SystemExit) as ended:
+        run_children(_ignore_and_wait, _calls(tmp_path))
+    presser.join()
+    assert ended.value.code == status and signal.getsignal(number) is before
+    assert not multiprocessing.active_children()
+
+
+def _end_in_order(folder, number):
+    """Write down each signal; end a while after SIGTERM, the second process last."""
+    received = []
+    for expected in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(expected, lambda signum, _: received.append(signum))
+    (folder / str(number)).write_text("here")
+    while signal.SIGTERM not in received:
+        time.sleep(0.02)
+    time.sleep(0.5 * number)
+    (folder / f"ended{number}").write_text(" ".join(map(str, map(int, received))))
+    sys.exit(143)
+
+
+def test_the_children_end_in_order_after_sigterm_and_go_on_after_sigusr1(monkeypatch, tmp_path):
+    fast_start(monkeypatch)
+    monkeypatch.setattr(children, "GRACE", 0.1)
+
+    def press():
+        _wait_for_files(tmp_path, 2)
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
 
     threading.Thread(target=press).start()
     with pytest.raises(SystemExit) as ended:
-        run_children(_ignore_and_wait, _calls(tmp_path))
-    assert ended.value.code == status and signal.getsignal(number) is before
-    assert not multiprocessing.active_children()
+        run_children(_end_in_order, _calls(tmp_path))
+    assert ended.value.code == 143
+    assert [(tmp_path / f"ended{i}").read_text() for i in (0, 1)] == ["10 15", "10 15"]
 
 
 def _parent(folder):

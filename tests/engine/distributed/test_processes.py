@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Several processes train as one does: gradients, checkpoints, Ctrl-C, torchrun."""
+"""Several processes train as one does: gradients, checkpoints, signals, torchrun."""
 
 import math
 import os
@@ -148,11 +148,14 @@ def test_without_reducing_a_batch_with_few_boxes_counts_as_much_as_one_with_many
 
 
 class _Press(HookBase):
-    """Ctrl-C in one process alone, in the middle of an iteration."""
+    """A signal in one process alone, in the middle of an iteration."""
+
+    def __init__(self, number=signal.SIGINT):
+        self.number = number
 
     def before_step(self):
         if comm.get_rank() == 1 and self.trainer.iter == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.number)
 
 
 class _Break(HookBase):
@@ -194,16 +197,18 @@ def no_train_set():
         DatasetCatalog.register(TRAIN_SET, before)
 
 
-def test_ctrl_c_in_one_ends_all_at_one_step_and_one_checkpoint_resumes_in_one_process(
-    monkeypatch, tmp_path, teacher_files, no_train_set
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_one_ends_all_at_one_step_and_one_checkpoint_resumes_in_one_process(
+    monkeypatch, tmp_path, teacher_files, no_train_set, number, status
 ):
     fast_start(monkeypatch)
     monkeypatch.setattr("d2kd.engine.distributed.worker_processes.GRACE", 0.7)
+    monkeypatch.setattr("d2kd.engine.distributed.worker_processes.SAVING", 0.7)
     opts = ["SOLVER.MAX_ITER", 6]
-    cfg = distill_cfg(teacher_files)
+    arguments = (tmp_path, teacher_files, opts, _Press(number))
     with pytest.raises(SystemExit) as ended:
-        launch(_train, options(num_processes=2), cfg, (tmp_path, teacher_files, opts, _Press()))
-    assert ended.value.code == 130
+        launch(_train, options(num_processes=2), distill_cfg(teacher_files), arguments)
+    assert ended.value.code == status
     first, second = (torch.load(tmp_path / f"rank{i}.pth") for i in (0, 1))
     # Asked after step 1, answered after step 2.
     assert first["iter"] == second["iter"] == 2
@@ -220,6 +225,19 @@ def test_ctrl_c_in_one_ends_all_at_one_step_and_one_checkpoint_resumes_in_one_pr
     assert one.start_iter == 3
     one.train()
     assert (tmp_path / "out" / "model_final.pth").exists()
+
+
+def test_sigusr1_to_one_writes_a_checkpoint_and_all_go_on(
+    monkeypatch, tmp_path, teacher_files, no_train_set
+):
+    fast_start(monkeypatch)
+    arguments = (tmp_path, teacher_files, ["SOLVER.MAX_ITER", 5], _Press(signal.SIGUSR1))
+    launch(_train, options(num_processes=2), distill_cfg(teacher_files), arguments)
+    found = sorted(path.name for path in (tmp_path / "out").glob("*.pth"))
+    # Asked after step 1, answered after step 2.
+    assert found == ["model_0000002.pth", "model_final.pth"]
+    processes = torch.load(tmp_path / "out" / found[0])["run_state"]["processes"]
+    assert len(processes) == 2, "the state of both"
 
 
 def test_ctrl_c_in_the_last_step_of_one_keeps_all_from_evaluating(
