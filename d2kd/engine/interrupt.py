@@ -67,7 +67,7 @@ class SignalHandler:
         in_evaluation: whether an evaluation during training is running, which SIGTERM ends.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.stop = Request.NOTHING
         self.at_once = False
         self.in_evaluation: Callable[[], bool] = lambda: False

@@ -125,7 +125,7 @@ class _SkipEvaluation(HookBase):
 class Question:
     """Asks all processes what their signals asked for; the answer comes one exchange later."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         # A group of its own, on the host: its messages are not mixed with others.
         self._group = dist.new_group(backend="gloo")
         self._answer = torch.zeros(1, dtype=torch.int64)

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -27,7 +27,7 @@ GRACE = 5.0
 SAVING = 20.0
 
 
-def run_children(function: Callable, calls: dict[str, Sequence[Any]]) -> None:
+def run_children(function: Callable, calls: Mapping[str, Sequence[Any]]) -> None:
     """Run ``function(*arguments)`` in a process for each of ``calls`` and wait for all of them.
 
     If one fails, the others are stopped. Each receives Ctrl-C, SIGTERM and SIGUSR1 of this process,
@@ -42,7 +42,7 @@ def run_children(function: Callable, calls: dict[str, Sequence[Any]]) -> None:
         SystemExit: 130 after Ctrl-C, 143 after SIGTERM, 2 if a process ended by a user's mistake, 1
             if one failed otherwise. It has written its error by then.
     """
-    context = multiprocessing.get_context(START_METHOD)
+    context: Any = multiprocessing.get_context(START_METHOD)
     children = [
         context.Process(target=_child, args=(function, *arguments), name=name)
         for name, arguments in calls.items()
@@ -125,7 +125,7 @@ def _wait_for_all(children: list[BaseProcess]) -> list[BaseProcess]:
     """Wait for all, or only GRACE (SAVING) after a failure; returns those that failed first."""
     running, failed, until = list(children), [], None
     while running:
-        left = None if until is None else max(0.0, until - time.monotonic())
+        left: float | None = None if until is None else max(0.0, until - time.monotonic())
         ended = wait([child.sentinel for child in running], timeout=left)
         if not ended:
             break
