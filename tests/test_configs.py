@@ -15,6 +15,7 @@ from d2kd.config.student import student_config
 from d2kd.engine import build_schedule
 from d2kd.model_zoo import CONFIGS, find_config_file, get_config_file
 from d2kd.modeling import Distiller, build
+from d2kd.modeling.backbone import timm_fpn
 from d2kd.utils.errors import ConfigError
 from tests.common import ROOT
 
@@ -31,9 +32,12 @@ def at_the_root_without_weights(monkeypatch):
     monkeypatch.setattr(build, "resolve_weights", lambda weights, key: weights)
     monkeypatch.setattr(build, "sha256", lambda path: "")
     monkeypatch.setattr(build, "load_weights_strict", lambda *_: None)
+    monkeypatch.setattr(timm_fpn, "_load", lambda *_: None)
 
 
 def _cfg(path):
+    if "_lite" in str(path):
+        pytest.importorskip("timm")
     cfg = get_cfg()
     add_d2kd_config(cfg)
     cfg.merge_from_file(str(path))
