@@ -24,6 +24,7 @@ def _cfg():
     cfg = get_cfg()
     add_fcos_config(cfg)
     cfg.merge_from_file(BASE)
+    cfg.merge_from_file(str(ROOT / "configs/_base_/datasets/coco.yaml"))  # the 1x schedule
     cfg.MODEL.DEVICE = "cpu"
     return cfg
 
