@@ -147,6 +147,14 @@ def test_the_teachers_of_the_released_frs_configs(detector, schedule):
     assert (teacher.SOLVER.MAX_ITER, teacher.MODEL.RESNETS.DEPTH) == (schedule, 101)
 
 
+def test_frs_on_fcos_has_the_released_head_and_test_settings():
+    cfg = _read(CONFIGS / "FRS" / "fcos_R_50_from_R_101_mmdet_FPN_2x.yaml")
+    teacher = _read(get_config_file(cfg.DISTILL.TEACHER.CONFIG_FILE))
+    for node in (cfg.MODEL.FCOS, teacher.MODEL.FCOS):
+        assert (node.BOX_PREDICTION, node.CENTERNESS_BRANCH) == ("exp", "cls")
+        assert (node.NMS_THRESH_TEST, node.SCORE_THRESH_TEST) == (0.5, 0.05)
+
+
 def test_ssim_on_faster_rcnn_has_the_paper_teacher_and_adapter():
     cfg = _read(CONFIGS / "SSIM" / "faster_rcnn_R_50_from_cascade_X_101_FPN_1x.yaml")
     teacher = _read(get_config_file(cfg.DISTILL.TEACHER.CONFIG_FILE))
