@@ -207,6 +207,38 @@ def _value(node, key):
     return node
 
 
+# MODEL_ZOO.md's rows of the papers' own numbers: the row's name, its baseline, and the rest.
+PAPER_ROWS = {
+    "*paper*, COCO, Faster R-CNN R101 (38.5) -> R50": ["36.3", "39.0"],
+    "*paper*, VOC07 AP50, Faster R-CNN R101 (74.3) -> R50": ["70.0", "74.5"],
+    "*paper*, COCO, RetinaNet 2x R101 (38.9) -> R50": ["37.4", "39.7"],
+    "*paper*, COCO, Faster R-CNN 1x R101 (39.4) -> R50": ["37.4", "39.5"],
+    "*paper*, COCO, FCOS 2x R101 (40.8) -> R50": ["38.5", "40.9"],
+    "*paper*, COCO, GFL 1x R101 (44.9) -> R50": ["40.2", "43.6"],
+    "*paper*, COCO, GFL 2x R101 (44.9) -> R50": ["42.9", "44.7"],
+    "*paper*, COCO, RetinaNet R101 -> R50": ["36.4", "40.1"],
+    "*paper*, COCO, Faster R-CNN Cascade X101 -> R50, 1x1 adapter": ["37.4", "40.9"],
+    "*paper*, the same without adapter": ["37.4", "39.8"],
+    "*paper* of FRS, COCO, 1x R101 -> R50": ["40.2", "43.6"],
+    "*paper* of LD, COCO, 1x R101 -> R50": ["40.1", "", "42.1"],
+    "*paper* of LD, its first release": ["40.1", "", "41.1"],
+}
+
+
+def test_the_papers_numbers_in_the_model_zoo():
+    rows = [line.split("|")[1:] for line in (ROOT / "MODEL_ZOO.md").open()]
+    rows = [[cell.strip() for cell in row] for row in rows if row and "*paper*" in row[0]]
+    assert {row[0] for row in rows} == set(PAPER_ROWS)
+    for name, *cells in rows:
+        assert cells[: len(PAPER_ROWS[name])] == PAPER_ROWS[name], name
+
+
+def test_presets_in_the_model_zoo_exist():
+    names = re.findall(r"`((?:coco|voc)/\w+/\w+)`", (ROOT / "MODEL_ZOO.md").read_text())
+    assert len(names) > 15
+    assert [name for name in names if not find_config_file(f"{name}.yaml")] == []
+
+
 def test_every_paper_is_there():
     assert {path.parent.name for path in PRESETS_R101} == set(COMMON)
     frs = {_detector(path) for path in PRESETS if path.parent.name == "FRS"}
