@@ -48,6 +48,10 @@ class ScaledFCOSHead(FCOSHead):
         self.strides = [shape.stride for shape in input_shape]
         self.scales = nn.Parameter(torch.ones(len(input_shape)))
 
+    def extra_repr(self) -> str:
+        """What a printed head says beside its layers."""
+        return f"box_prediction={self.box_prediction}, centerness_branch={self.centerness_branch}"
+
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Run both branches on every level.
 
