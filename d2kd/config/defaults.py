@@ -126,8 +126,9 @@ def _add_loss_keys(node: CN) -> None:
     node.REG = CN()
     node.REG.WEIGHT = 1.0
     # The student learns the teacher's box on a positive region only if that box has a higher IoU
-    # with the ground truth than the student's box ("student", our default), or than the region
-    # itself ("proposal"); "none": always.
+    # with the ground truth than the student's box ("student"), or than the region itself
+    # ("proposal"); "none": always. TAR's abstract leaves it open, and the only digest of the paper
+    # that names the comparison has "proposal"; "student" is our default.
     node.REG.GATE = "student"
     # "box_loss": the detector's own box loss; "distribution_kl" (LD): on GFL's box-edge
     # distributions.

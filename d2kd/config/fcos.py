@@ -26,6 +26,14 @@ def add_fcos_config(cfg: CN) -> None:
     # Class probability that the head predicts everywhere before training.
     _C.PRIOR_PROB = 0.01
 
+    # How the head says an edge's distance. "linear": in strides, as Detectron2 has it. "scaled": the
+    # same times a learnt scale of the level. "exp": the exponent of the scaled prediction, in pixels,
+    # as the paper and mmdetection's zoo have it.
+    _C.BOX_PREDICTION = "linear"
+    # The branch that centerness is predicted from: "box", or "cls" as in the paper. "linear" has it
+    # on "box".
+    _C.CENTERNESS_BRANCH = "box"
+
     # A point is positive within this distance of a ground truth's centre, in strides per axis.
     _C.CENTER_SAMPLING_RADIUS = 1.5
     # Focal loss (arXiv 1708.02002): weight of the positives, and the focusing exponent.

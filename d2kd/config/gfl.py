@@ -9,7 +9,8 @@ __all__ = ["add_gfl_config"]
 def add_gfl_config(cfg: CN) -> None:
     """Add MODEL.GFL, the keys of ``MODEL.META_ARCHITECTURE: GFL`` (needs ``import d2kd``).
 
-    Values are the paper's (arXiv 2006.04388) and its released code's unless said otherwise.
+    Values are those of the paper (arXiv 2006.04388) and of both releases, the authors' GFocal and
+    mmdetection, unless said otherwise.
     """
     _C = cfg.MODEL.GFL = CN()
 
@@ -29,8 +30,9 @@ def add_gfl_config(cfg: CN) -> None:
     # an edge has REG_MAX + 1 bins.
     _C.REG_MAX = 16
 
-    # Side of the square anchors in strides. They matter for the assignment only. Their centres
-    # follow MODEL.ANCHOR_GENERATOR.OFFSET (0 in the released code, which is Detectron2's default).
+    # Side of the square anchors in strides. Their size matters for the assignment only. Their centres
+    # follow MODEL.ANCHOR_GENERATOR.OFFSET: 0, which is Detectron2's default, in mmdetection, and
+    # (stride - 1) / 2 pixels in the authors' GFocal.
     _C.ANCHOR_SCALE = 8
     # ATSS (arXiv 1912.02424): candidates that each ground-truth box takes from each level.
     _C.ATSS_TOPK = 9

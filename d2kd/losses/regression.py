@@ -27,8 +27,8 @@ def accepted_regions(step: DistillStep, gate: str) -> Tensor:
     """The regions on which the teacher's box is a better target.
 
     TAR (arXiv 2006.13108) accepts a region by an IoU criterion: the teacher's box must be closer
-    to the ground truth. The abstract compares with the student's box; "proposal" compares with
-    the region itself.
+    to the ground truth, than what is not published. The only digest that says it compares with
+    the proposal ("proposal"); the abstract's wording suggests the student's box ("student").
 
     Args:
         gate: "student", "proposal" or "none".

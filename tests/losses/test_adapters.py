@@ -36,7 +36,17 @@ def test_layer_of_each_kind(kind, teacher, expected):
         adapted = adapters[level](torch.ones(2, 8, 5, 7))
         assert adapted.shape == (2, shape.channels, 5, 7), "the size of the map is kept"
     convs = [m for m in adapters.modules() if isinstance(m, nn.Conv2d)]
-    assert all(m.bias is not None and (m.bias == 0).all() for m in convs)
+    assert all(m.bias is not None for m in convs)
+
+
+@pytest.mark.parametrize("kind, kernel", [("1x1", 1), ("3x3", 3)])
+def test_an_adapter_starts_as_a_plain_convolution_of_pytorch(kind, kernel):
+    wide = {"p3": ShapeSpec(channels=64, stride=8)}
+    conv = build_adapters(kind, ["p3"], wide, wide)["p3"]
+    bound = (64 * kernel**2) ** -0.5  # weights and biases are uniform in +-bound
+    assert conv.weight.abs().max() <= bound and conv.bias.abs().max() <= bound
+    assert conv.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert (conv.bias != 0).all()
 
 
 def test_only_the_distilled_levels_have_one():

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from ...checkpoint.weights import resolve_weights, safe_load
 from ...utils.errors import ConfigError, WeightsError
 from ...utils.text import did_you_mean, first_few
+from .top_block import LinearP6P7
 
 __all__ = [
     "TimmBackbone",
     "build_fcos_timm_fpn_backbone",
+    "build_gfl_timm_fpn_backbone",
     "build_retinanet_timm_fpn_backbone",
     "build_timm_fpn_backbone",
 ]
@@ -110,10 +112,20 @@ def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> F
 @BACKBONE_REGISTRY.register()
 def build_fcos_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """The same with P6 and P7 made from the FPN's last map, as FCOS has them (arXiv 2006.09214)."""
+    return _build_fpn_over_p5(cfg, input_shape, LastLevelP6P7)
+
+
+@BACKBONE_REGISTRY.register()
+def build_gfl_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """As FCOS has them, without the ReLU between P6 and P7."""
+    return _build_fpn_over_p5(cfg, input_shape, LinearP6P7)
+
+
+def _build_fpn_over_p5(cfg: CfgNode, input_shape: ShapeSpec, top: type[LastLevelP6P7]) -> FPN:
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     level = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")
-    top = LastLevelP6P7(channels, channels, in_feature=level)
-    return _build_fpn(cfg, build_timm_backbone(cfg, input_shape), top)
+    block = top(channels, channels, in_feature=level)
+    return _build_fpn(cfg, build_timm_backbone(cfg, input_shape), block)
 
 
 def _build_fpn(cfg: CfgNode, network: Backbone, top_block: nn.Module) -> FPN:

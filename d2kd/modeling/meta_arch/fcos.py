@@ -17,7 +17,11 @@ from detectron2.modeling.meta_arch import fcos as d2_fcos
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-__all__ = ["FCOS", "build_fcos_resnet_fpn_backbone"]
+from ...utils.errors import ConfigError
+from ..backbone.top_block import LinearP6P7
+from .fcos_head import BOX_PREDICTIONS, CENTERNESS_BRANCHES, ScaledFCOSHead
+
+__all__ = ["FCOS", "build_fcos_resnet_fpn_backbone", "build_gfl_resnet_fpn_backbone"]
 
 
 @BACKBONE_REGISTRY.register()
@@ -28,15 +32,24 @@ def build_fcos_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     instead of C5 (arXiv 2006.09214, section 2.2), and takes its stages from ``MODEL.FPN``: with
     IN_FEATURES that end in res4, the further levels are p5 and p6.
     """
-    in_features = cfg.MODEL.FPN.IN_FEATURES
-    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
+    return _build_fpn(cfg, input_shape, LastLevelP6P7)
+
+
+@BACKBONE_REGISTRY.register()
+def build_gfl_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """The same without the ReLU between P6 and P7, as GFL has it; equal parameters."""
+    return _build_fpn(cfg, input_shape, LinearP6P7)
+
+
+def _build_fpn(cfg: CfgNode, input_shape: ShapeSpec, top_block: type[LastLevelP6P7]) -> FPN:
+    in_features, channels = cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS
     last_level = in_features[-1].replace("res", "p")
     return FPN(
         bottom_up=build_resnet_backbone(cfg, input_shape),
         in_features=in_features,
-        out_channels=out_channels,
+        out_channels=channels,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelP6P7(out_channels, out_channels, in_feature=last_level),
+        top_block=top_block(channels, channels, in_feature=last_level),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 
@@ -102,15 +115,32 @@ class FCOS(d2_fcos.FCOS):
 
 
 def _build_head(fcos: CfgNode, shapes: dict[str, ShapeSpec]) -> d2_fcos.FCOSHead:
-    """The head for these backbone shapes: ``MODEL.FCOS``, level name -> ShapeSpec."""
+    """The head for these backbone shapes: ``MODEL.FCOS``, level name -> ShapeSpec.
+
+    Raises:
+        ConfigError: BOX_PREDICTION and CENTERNESS_BRANCH have no such value, or do not go together.
+    """
+    boxes, centerness = fcos.BOX_PREDICTION, fcos.CENTERNESS_BRANCH
+    _check_choice("MODEL.FCOS.BOX_PREDICTION", boxes, BOX_PREDICTIONS)
+    # Detectron2's own head has centerness on the box branch.
+    branches = CENTERNESS_BRANCHES if boxes != "linear" else ("box",)
+    _check_choice("MODEL.FCOS.CENTERNESS_BRANCH", centerness, branches)
     input_shape = [shapes[name] for name in fcos.IN_FEATURES]
-    return d2_fcos.FCOSHead(
-        input_shape=input_shape,
-        num_classes=fcos.NUM_CLASSES,
-        conv_dims=[input_shape[0].channels] * fcos.NUM_CONVS,
-        norm=fcos.NORM,
-        prior_prob=fcos.PRIOR_PROB,
-    )
+    arguments = {
+        "input_shape": input_shape,
+        "num_classes": fcos.NUM_CLASSES,
+        "conv_dims": [input_shape[0].channels] * fcos.NUM_CONVS,
+        "norm": fcos.NORM,
+        "prior_prob": fcos.PRIOR_PROB,
+    }
+    if boxes == "linear":
+        return d2_fcos.FCOSHead(**arguments)
+    return ScaledFCOSHead(**arguments, box_prediction=boxes, centerness_branch=centerness)
+
+
+def _check_choice(key: str, found: str, values: tuple[str, ...]) -> None:
+    if found not in values:
+        raise ConfigError(f"{key} is {found!r}: set it to one of {values}")
 
 
 def _with_a_box(instances: Instances) -> Instances:

@@ -9,7 +9,7 @@ construction. A detector can run here if it has, as Detectron2's RetinaNet has,
   ``losses(anchors, logits, gt_labels, boxes, gt_boxes, *others)``;
 * a head whose forward returns lists of per-level maps ``(logits, boxes, *others)``, and which can
   run one branch alone. A head of four deltas per box has RetinaNetHead's layers (``cls_subnet``,
-  ``cls_score``, ``bbox_subnet``, ``bbox_pred``). A head of box-edge bins (``Detector.outputs``
+  ``cls_score``, ``bbox_subnet``, ``bbox_pred``), and ScaledFCOSHead ``box_deltas(features)``. A head of box-edge bins (``Detector.outputs``
   holds "box_bins") has GFLHead's methods ``class_logits(features)`` and ``box_bins(features)``.
 
 Shape shorthand in this file:
@@ -28,6 +28,7 @@ from torch import Tensor
 from ...config.detectors import detector_of
 from ...structures import DetectorOutputs, DistillStep
 from ...utils.errors import PairMismatchError
+from ..meta_arch.fcos_head import ScaledFCOSHead
 from ..meta_arch.gfl.losses import expected_distance
 from ..teacher import FrozenTeacher
 from .box_coders import box_coder_of
@@ -136,6 +137,8 @@ def _box_maps(teacher: FrozenTeacher, features: list[Tensor]) -> list[Tensor]:
     with teacher.computing():
         if detector_of(teacher.model).has_box_bins:
             return teacher.as_float32(head.box_bins(features))
+        if isinstance(head, ScaledFCOSHead):
+            return teacher.as_float32(head.box_deltas(features))
         return teacher.as_float32([head.bbox_pred(head.bbox_subnet(x)) for x in features])
 
 

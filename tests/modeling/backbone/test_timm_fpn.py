@@ -45,7 +45,11 @@ def test_levels_have_their_stride_and_channels(name):
 
 @pytest.mark.parametrize(
     "builder, source",
-    [("build_retinanet_timm_fpn_backbone", "res5"), ("build_fcos_timm_fpn_backbone", "p5")],
+    [
+        ("build_retinanet_timm_fpn_backbone", "res5"),
+        ("build_fcos_timm_fpn_backbone", "p5"),
+        ("build_gfl_timm_fpn_backbone", "p5"),
+    ],
 )
 def test_dense_detectors_get_p6_and_p7(builder, source):
     opts = ["MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]]

@@ -45,6 +45,20 @@ def test_the_coco_config_builds_the_paper_detector():
         assert (level.tensor[:, 2:] - level.tensor[:, :2] == 8 * stride).all()
 
 
+def test_p7_is_made_from_p6_without_a_relu():
+    backbone, other = (
+        build_gfl().backbone,
+        build_gfl(**{"MODEL.BACKBONE.NAME": "build_fcos_resnet_fpn_backbone"}).backbone,
+    )
+    assert list(backbone.state_dict()) == list(other.state_dict())
+    with torch.no_grad():
+        maps = backbone(torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+        top = backbone.top_block
+        assert (maps["p6"] < 0).any(), "a ReLU would change something"
+        torch.testing.assert_close(maps["p6"], top.p6(maps["p5"]))
+        torch.testing.assert_close(maps["p7"], top.p7(maps["p6"]))
+
+
 def test_first_scores_are_the_prior():
     _, (logits, _) = head_outputs(build_gfl(), make_batch())
     probabilities = torch.cat([x.flatten() for x in logits]).sigmoid()

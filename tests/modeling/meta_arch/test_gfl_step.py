@@ -24,7 +24,7 @@ def _numpy_losses(model, batch):
         all_labels, all_boxes = model.label_anchors(anchors, [x["instances"] for x in batch])
     strides = np.concatenate([[s] * len(a) for s, a in zip((8, 16, 32, 64, 128), anchors)])
     centres = Boxes.cat(anchors).get_centers().double().numpy()
-    cls, box_terms, dfl_terms, weights = 0.0, [], [], []
+    cls, divisor, box_terms, dfl_terms, weights = 0.0, 0, [], [], []
     for n, labels in enumerate(all_labels):
         z = np.concatenate([x[n].double().flatten(1).numpy() for x in logits], axis=1)
         p = np.concatenate([x[n].double().flatten(1).numpy() for x in bins], axis=1)
@@ -39,10 +39,11 @@ def _numpy_losses(model, batch):
                 dfl_terms.append(dfl)
             entropy = -target * np.log(s) - (1 - target) * np.log(1 - s)
             cls += (np.abs(target - s) ** 2 * entropy).sum()
+        divisor += max(int((labels < 5).sum()), 1)
     weights = np.array(weights)
     total = max(weights.sum(), 1)
     losses = {
-        "loss_cls": cls / max(len(weights), 1),
+        "loss_cls": cls / divisor,
         "loss_box_reg": 2 * (weights * box_terms).sum() / total,
         "loss_dfl": 0.25 * (weights * dfl_terms).sum() / total,
     }
@@ -73,14 +74,19 @@ def _iou_and_giou(a, b):
     return both / union, both / union - (hull - union) / hull
 
 
+TWO = [[10, 12, 60, 90], [30, 40, 120, 100]]
+
+
+# An image without a positive counts as one in the class loss's divisor.
+@pytest.mark.parametrize("boxes", [(TWO, [[5, 5, 40, 30]]), (TWO, [], []), ([], [])])
 @pytest.mark.parametrize("bias, unnormalised", [(0.0, False), (-8.0, True)])
-def test_losses_equal_a_numpy_reference(model, bias, unnormalised):
+def test_losses_equal_a_numpy_reference(model, bias, unnormalised, boxes):
     # With the low bias the positives' scores sum to less than 1, and the sum counts as 1.
     nn.init.constant_(model.head.cls_score.bias, bias)
     nn.init.normal_(model.head.cls_score.weight, std=0.1)
-    batch = make_batch()
+    batch = make_batch(boxes)
     losses, (expected, score_sum) = model(batch), _numpy_losses(model, batch)
-    assert (score_sum < 1) == unnormalised
+    assert (score_sum < 1) == (unnormalised or not any(boxes))
     assert losses.keys() == expected.keys()
     for name, value in losses.items():
         assert value.item() == pytest.approx(expected[name], rel=1e-4), name

@@ -155,9 +155,10 @@ class GFL(DenseDetector):
     ) -> dict[str, Tensor]:
         """The class, box and distribution losses, GFL equation 8.
 
-        The first is divided by the number of positives; the other two are averages over positives
-        that weigh each by its best class score. As in the released code, both normalisers are the
-        mean over the processes and at least 1.
+        The class loss is divided by the sum over images of max(positives of the image, 1). The
+        other two are averages over positives that weigh each by its best class score; the sum of
+        the weights counts as at least 1, as in mmdetection (the authors' GFocal has no such
+        limit). Both divisors are means over the processes.
 
         Args:
             anchors: a level each.
@@ -184,7 +185,8 @@ class GFL(DenseDetector):
         distances = self.box2box_transform.get_deltas(regions, targets)
         loss_dfl = (weights * distribution_focal_loss(bins, distances).mean(dim=1)).sum()
 
-        sums = torch.stack([weights.new_tensor(len(weights)), weights.sum()])
+        counts = (labels != self.num_classes).sum(dim=1).clamp(min=1)  # (N,)
+        sums = torch.stack([counts.sum().to(weights.dtype), weights.sum()])
         count, weight = (differentiable_all_reduce(sums) / comm.get_world_size()).clamp(min=1)
         return {
             "loss_cls": loss_cls / count,

@@ -16,7 +16,7 @@ from ....losses.helpers import full_precision
 
 __all__ = ["distribution_focal_loss", "expected_distance", "quality_focal_loss"]
 
-# Strides. Keeps a clamped distance inside the last interval [E - 2, E - 1), as released.
+# Strides. Keeps a clamped distance inside the last interval [E - 2, E - 1), as both releases do.
 _LAST_BIN_MARGIN = 0.1
 
 
