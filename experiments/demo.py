@@ -117,7 +117,7 @@ def evaluate_teacher(cfg: CfgNode, output: Path) -> dict[str, float]:
         }
 
     cfg.OUTPUT_DIR = str(output)
-    settings = {"config": cfg.dump(), "weights": file_sha256(Path(cfg.MODEL.WEIGHTS))}
+    settings = {"config": cfg.dump(), "weights": file_sha256(cfg.MODEL.WEIGHTS)}
     return cached_result(output, settings, compute)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 
 from d2kd import add_d2kd_config
 from d2kd.utils.device import device_or_cpu
@@ -54,9 +55,14 @@ def device() -> str:
     return device_or_cpu("cuda")[0]
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal digits; "" if it is absent."""
-    return sha256(path) if path.is_file() else ""
+def file_sha256(address: str) -> str:
+    """The SHA-256 of a file in hexadecimal digits; "" if it is absent.
+
+    Args:
+        address: a path from the root, or "d2kd://...", the address of a shipped file.
+    """
+    path = address if "://" in address else str(ROOT / address)
+    return sha256(PathManager.get_local_path(path)) if PathManager.isfile(path) else ""
 
 
 def cached_result(folder: Path, settings: dict, compute: Callable[[], dict]) -> dict:
@@ -108,7 +114,7 @@ def _teacher_sha256(run: Run) -> str:
     config = CfgNode.load_yaml_with_base(str(ROOT / run.config))
     weights = config.get("DISTILL", {}).get("TEACHER", {}).get("WEIGHTS", "")
     opts = dict(zip(run.opts[::2], run.opts[1::2]))
-    return file_sha256(ROOT / opts.get("DISTILL.TEACHER.WEIGHTS", weights))
+    return file_sha256(opts.get("DISTILL.TEACHER.WEIGHTS", weights))
 
 
 def execute(run: Run, threads: int | None = None, every: int = 20) -> dict[str, float]:

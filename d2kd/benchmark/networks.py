@@ -2,7 +2,6 @@
 """The networks and batches that the benchmark measures, built from a config."""
 
 import copy
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..config.load import load_config
@@ -102,7 +102,7 @@ def build_stock(cfg: CfgNode) -> nn.Module:
 def build_any_teacher(cfg: CfgNode, random_weights: bool = False) -> tuple[FrozenTeacher, bool]:
     """The teacher, and whether its weights are random: if asked for, or if the file is absent."""
     teacher_cfg = read_teacher_config(cfg)
-    if not random_weights and os.path.isfile(teacher_cfg.MODEL.WEIGHTS):
+    if not random_weights and PathManager.isfile(teacher_cfg.MODEL.WEIGHTS):
         return build_teacher(teacher_cfg, cfg.INPUT.FORMAT), False
     torch.manual_seed(2)
     swap = teacher_cfg.INPUT.FORMAT != cfg.INPUT.FORMAT
@@ -122,7 +122,7 @@ def build_networks(
     """
     torch.manual_seed(1)
     random, student = [], _tame(build_student(cfg).train())
-    if random_weights or not os.path.isfile(cfg.MODEL.WEIGHTS):
+    if random_weights or not PathManager.isfile(cfg.MODEL.WEIGHTS):
         random.append("student")
     else:
         DetectionCheckpointer(student).load(cfg.MODEL.WEIGHTS, checkpointables=[])

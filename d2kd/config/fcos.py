@@ -26,9 +26,9 @@ def add_fcos_config(cfg: CN) -> None:
     # Class probability that the head predicts everywhere before training.
     _C.PRIOR_PROB = 0.01
 
-    # How the head says an edge's distance. "linear": in strides, as Detectron2 has it. "scaled": the
-    # same times a learnt scale of the level. "exp": the exponent of the scaled prediction, in pixels,
-    # as the paper and mmdetection's zoo have it.
+    # How the head gives an edge's distance. "linear": in strides, as Detectron2 does. "scaled": the
+    # same times a learnt scale of the level. "exp": the exponential of the scaled prediction, in
+    # pixels, as the paper and mmdetection's zoo do.
     _C.BOX_PREDICTION = "linear"
     # The branch that centerness is predicted from: "box", or "cls" as in the paper. "linear" has it
     # on "box".

@@ -30,7 +30,7 @@ def add_gfl_config(cfg: CN) -> None:
     # an edge has REG_MAX + 1 bins.
     _C.REG_MAX = 16
 
-    # Side of the square anchors in strides. Their size matters for the assignment only. Their centres
+    # Side of the square anchors in strides, which matters for the assignment only. Their centres
     # follow MODEL.ANCHOR_GENERATOR.OFFSET: 0, which is Detectron2's default, in mmdetection, and
     # (stride - 1) / 2 pixels in the authors' GFocal.
     _C.ANCHOR_SCALE = 8

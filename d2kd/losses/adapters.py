@@ -28,7 +28,7 @@ def _build_adapter(kind: str, level: str, student: ShapeSpec, teacher: ShapeSpec
     if kind == "none" or (kind == "auto" and same):
         return nn.Identity()
     kernel = _KERNELS[kind]
-    # With PyTorch's own initial values, as FRS's released code has them. Detectron2's c2_xavier_fill
+    # PyTorch's own initial values, as in FRS's released code. Detectron2's c2_xavier_fill
     # would give weights of 1.7 times the deviation, and biases of 0.
     return nn.Conv2d(student.channels, teacher.channels, kernel, padding=kernel // 2)
 

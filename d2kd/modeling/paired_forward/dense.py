@@ -9,8 +9,8 @@ construction. A detector can run here if it has, as Detectron2's RetinaNet has,
   ``losses(anchors, logits, gt_labels, boxes, gt_boxes, *others)``;
 * a head whose forward returns lists of per-level maps ``(logits, boxes, *others)``, and which can
   run one branch alone. A head of four deltas per box has RetinaNetHead's layers (``cls_subnet``,
-  ``cls_score``, ``bbox_subnet``, ``bbox_pred``), and ScaledFCOSHead ``box_deltas(features)``. A head of box-edge bins (``Detector.outputs``
-  holds "box_bins") has GFLHead's methods ``class_logits(features)`` and ``box_bins(features)``.
+  ``cls_score``, ``bbox_subnet``, ``bbox_pred``), and ScaledFCOSHead ``box_deltas(features)``. A
+  head of box-edge bins (``Detector.outputs`` holds "box_bins") has GFLHead's methods ``class_logits(features)`` and ``box_bins(features)``.
 
 Shape shorthand in this file:
     N: images; A: anchors per location; H, W: size of a feature level
