@@ -117,23 +117,35 @@ def _add_loss_keys(node: CN) -> None:
     node.CLS = CN()
     node.CLS.WEIGHT = 1.0
     # "positives": soft labels on the positive regions (TAR). The name of a mask: soft labels at all
-    # locations of the dense head, weighted by the mask (FRS: "richness").
+    # locations of the dense head, weighted by the mask (FRS: "richness", BCKD: "uniform").
     node.CLS.WHERE = "positives"
-    # "cross_entropy" (soft targets) or "kl"; the binary form for sigmoid heads.
+    # "cross_entropy" (soft targets) or "kl", in the binary form for sigmoid heads; "quality_focal"
+    # (BCKD, CrossKD) for sigmoid heads alone.
     node.CLS.DISTANCE = "cross_entropy"
     node.CLS.TEMPERATURE = 1.0
+    # What "quality_focal" at all locations is divided by: the number of positives ("positives"),
+    # or their summed centerness ("centerness", CrossKD's release on FCOS).
+    node.CLS.NORMALIZER = "positives"
 
     node.REG = CN()
     node.REG.WEIGHT = 1.0
+    # "positives": boxes of the positive regions (TAR, LD). Else boxes of all anchors or points of a
+    # dense detector, weighted by how much the class scores differ ("disagreement", BCKD), or by the
+    # teacher's best class score ("teacher_score", CrossKD).
+    node.REG.WHERE = "positives"
     # The student learns the teacher's box on a positive region only if that box has a higher IoU
     # with the ground truth than the student's box ("student", our default), or than the region
-    # itself ("proposal"); "none": always.
+    # itself ("proposal"); "none": always, which WHERE other than "positives" needs.
     node.REG.GATE = "student"
-    # "box_loss": the detector's own box loss; "distribution_kl" (LD): on GFL's box-edge
-    # distributions.
+    # "box_loss": the detector's own box loss; "giou" (one minus GIoU) or "iou" (minus the logarithm
+    # of IoU) of decoded boxes; "distribution_kl" (LD): on GFL's box-edge distributions.
     node.REG.DISTANCE = "box_loss"
-    # "distribution_kl" only; 10 in LD.
+    # "distribution_kl" only; 10 in LD, 1 in CrossKD.
     node.REG.TEMPERATURE = 10.0
+    # What the sum over all anchors is divided by: the number of positives ("positives"), their
+    # summed centerness ("centerness", CrossKD's release on FCOS), or the anchors' summed weights
+    # ("weights", CrossKD's release on GFL).
+    node.REG.NORMALIZER = "positives"
 
 
 def _add_mask_and_distance_keys(node: CN) -> None:

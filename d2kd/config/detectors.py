@@ -46,8 +46,9 @@ _ANCHOR_KEYS = (
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
     "MODEL.ANCHOR_GENERATOR.OFFSET",
 )
-# What the heads of most detectors predict.
-DENSE_OUTPUTS = frozenset({"dense_logits", "logits", "deltas"})
+# What a dense head predicts on positives and at all locations; bins in place of deltas as well.
+DENSE_OUTPUTS = frozenset({"dense_logits", "logits", "deltas", "dense_deltas"})
+_BINS = frozenset({"box_bins", "dense_box_bins"})
 
 
 def _add_no_keys(cfg: CfgNode) -> None:
@@ -149,7 +150,7 @@ register_detector(
     Detector(
         name="GeneralizedRCNN",
         forward_pair="forward_pair_rcnn",
-        outputs=DENSE_OUTPUTS,
+        outputs=DENSE_OUTPUTS - {"dense_deltas"},
         num_classes_key="MODEL.ROI_HEADS.NUM_CLASSES",
         dense_levels_key="MODEL.RPN.IN_FEATURES",
         box_keys=("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",),
@@ -182,7 +183,7 @@ register_detector(
     Detector(
         name="GFL",
         forward_pair="forward_pair_dense",
-        outputs=DENSE_OUTPUTS | {"box_bins"},
+        outputs=DENSE_OUTPUTS | _BINS,
         num_classes_key="MODEL.GFL.NUM_CLASSES",
         dense_levels_key="MODEL.GFL.IN_FEATURES",
         box_keys=("MODEL.GFL.REG_MAX", "MODEL.ANCHOR_GENERATOR.OFFSET"),

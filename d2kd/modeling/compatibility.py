@@ -18,7 +18,10 @@ _WITHOUT = {
     "logits": "DISTILL.LOSSES to a list without 'cls'",
     "deltas": "DISTILL.LOSSES to a list without 'reg'",
     "box_bins": "DISTILL.REG.DISTANCE to 'box_loss'",
+    "dense_deltas": "DISTILL.REG.WHERE to 'positives'",
+    "dense_box_bins": "DISTILL.REG.DISTANCE to 'giou'",
 }
+_BOXES = frozenset({"deltas", "box_bins", "dense_deltas", "dense_box_bins"})
 
 
 def _check_keys(cfg: CfgNode, teacher_cfg: CfgNode, keys: Iterable[str], why: str) -> None:
@@ -46,6 +49,14 @@ def check_pair(cfg: CfgNode, teacher_cfg: CfgNode, requires: frozenset[str]) -> 
     union = cfg.DISTILL.PROPOSALS == "union"
     if union and not row.two_stage:
         raise ConfigError(f"{row.name} has no proposals: set DISTILL.PROPOSALS to 'student'")
+    if (
+        row.two_stage
+        and "cls" in cfg.DISTILL.LOSSES
+        and cfg.DISTILL.CLS.DISTANCE == "quality_focal"
+    ):
+        raise ConfigError(
+            f"{row.name} scores classes by a softmax: set DISTILL.CLS.DISTANCE to 'cross_entropy'"
+        )
     for lacking in sorted(heads - row.outputs):
         raise ConfigError(f"{row.name} has no {lacking}: set {_WITHOUT[lacking]}")
     if not heads and not union:
@@ -55,7 +66,7 @@ def check_pair(cfg: CfgNode, teacher_cfg: CfgNode, requires: frozenset[str]) -> 
     if row.two_stage:
         check_two_stage(teacher_cfg, "the teacher's")
     _check_keys(cfg, teacher_cfg, _keys_that_must_agree(row, heads), why)
-    if heads & {"logits", "deltas", "box_bins"}:
+    if heads & ({"logits"} | _BOXES):
         _check_keys(cfg, teacher_cfg, row.box_keys, "they must mean the same box")
 
 
