@@ -81,6 +81,8 @@ class DetectorOutputs:
         box_bins: (R, 4, E) logits of the box-edge distributions (GFL only).
         dense_deltas: level name -> (N, H * W * A, 4), in the order of the level's anchors.
         dense_box_bins: level name -> (N, H * W * A, 4, E), likewise (GFL only).
+        cls_statistics, box_statistics: level name -> (2, C) mean and deviation of the features in a
+            branch of the teacher's head where the student's enter it (DISTILL.CROSS_HEAD).
     """
 
     features: dict[str, Tensor] = field(default_factory=dict)
@@ -90,6 +92,8 @@ class DetectorOutputs:
     box_bins: Tensor | None = None
     dense_deltas: dict[str, Tensor] = field(default_factory=dict)
     dense_box_bins: dict[str, Tensor] = field(default_factory=dict)
+    cls_statistics: dict[str, Tensor] = field(default_factory=dict)
+    box_statistics: dict[str, Tensor] = field(default_factory=dict)
 
     def per_region(self) -> dict[str, Tensor]:
         """The fields that are there and have one row for each region."""
@@ -102,7 +106,8 @@ class DistillStep:
     """One batch as both detectors saw it. Row i of student and teacher is the same region.
 
     Attributes:
-        student: attached to the graph.
+        student: attached to the graph. With DISTILL.CROSS_HEAD, the predictions of those branches
+            of the head that a loss reads are the cross-head predictions.
         teacher: detached.
         num_images: N, also of images without boxes.
         strides: level name -> pixels of the padded image per feature cell.

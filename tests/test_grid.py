@@ -9,6 +9,7 @@ from detectron2.utils.events import EventStorage
 
 from d2kd.config.defaults import LOSS_NAMES
 from d2kd.losses import DISTANCE_REGISTRY, MASK_REGISTRY
+from d2kd.losses.classification import DISTANCES as CLS_DISTANCES
 from d2kd.losses.regression import DISTANCES as BOX_DISTANCES
 from d2kd.losses.regression import WHERE
 from d2kd.modeling import Distiller, FrozenTeacher, split_losses
@@ -41,7 +42,11 @@ def take_step(pair, opts):
     losses = build_distill_losses(cfg, student, teacher.model)
     forward_pair = get_paired_forward(cfg)
     distiller = Distiller(
-        student=student, teacher=teacher, distill_losses=losses, forward_pair=forward_pair
+        student=student,
+        teacher=teacher,
+        distill_losses=losses,
+        forward_pair=forward_pair,
+        cross_head=cfg.DISTILL.CROSS_HEAD,
     ).train()
     for name in losses:
         distiller.register_loss_hook(name, lambda loss, step: loss(step))
@@ -95,6 +100,17 @@ def test_quality_focal_everywhere(pair, where):
     distilled, moved = take_step(pair, [*opts, "DISTILL.CLS.DISTANCE", "quality_focal"])
     check(distilled, moved, ["cls"])
     assert distilled["cls"] > 0
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("distance", CLS_DISTANCES)
+def test_a_cross_head_under_any_loss(pair, where, distance):
+    if pair[0].MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        return  # refused when it is built
+    cls = ["DISTILL.CLS.DISTANCE", distance, "DISTILL.CLS.WHERE", "richness"]
+    reg = ["DISTILL.REG.WHERE", where, "DISTILL.REG.GATE", "none", "DISTILL.REG.DISTANCE", "giou"]
+    opts = ["DISTILL.CROSS_HEAD", 1, "DISTILL.LOSSES", ["feature", "cls", "reg"], *cls, *reg]
+    check(*take_step(pair, opts), ["feature", "cls", "reg"])
 
 
 @pytest.mark.parametrize("names", SETS, ids="+".join)

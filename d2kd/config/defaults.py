@@ -49,6 +49,10 @@ def add_d2kd_config(cfg: CN) -> None:
     # with the teacher's ("union"). TAR lets both "interflow" without saying how; "student" is our
     # default.
     cfg.DISTILL.PROPOSALS = "student"
+    # Of a dense detector, how many of the last convolutions of the teacher's head the student's head
+    # features go through before they are compared (CrossKD: 1 of 4, on FCOS 2); 0: none, the
+    # student's own predictions are compared. Both heads need the same width and depth.
+    cfg.DISTILL.CROSS_HEAD = 0
     # With several processes, True divides the distillation losses by the mean over processes of
     # positives and mask sums, which gives the gradients of the joined batch. False divides by each
     # process's own, as FRS's released code and most detection losses do (docs/processes.md).

@@ -69,6 +69,9 @@ class Detector:
             detector) reads; None if there is no such head.
         box_keys: keys that fix the box encoding: they must agree wherever boxes are compared.
         anchor_keys: keys that fix the anchors of the dense head.
+        cross_head_keys: keys of the depth (first) and of the width of its dense head's branches,
+            which must agree where the student's head features go through the teacher's layers.
+            Empty: they cannot (DISTILL.CROSS_HEAD).
         two_stage: it has proposals and ROI heads, which must be Detectron2's standard ones.
         add_config: adds the config nodes that the detector brings along, with their defaults.
             ``add_d2kd_config`` calls it; student.yaml keeps these nodes for this detector.
@@ -81,6 +84,7 @@ class Detector:
     dense_levels_key: str | None = None
     box_keys: tuple[str, ...] = ()
     anchor_keys: tuple[str, ...] = ()
+    cross_head_keys: tuple[str, ...] = ()
     two_stage: bool = False
     add_config: Callable[[CfgNode], None] = _add_no_keys
 
@@ -165,6 +169,7 @@ register_detector(
         outputs=DENSE_OUTPUTS,
         num_classes_key="MODEL.RETINANET.NUM_CLASSES",
         dense_levels_key="MODEL.RETINANET.IN_FEATURES",
+        cross_head_keys=("MODEL.RETINANET.NUM_CONVS", "MODEL.FPN.OUT_CHANNELS"),
         box_keys=("MODEL.RETINANET.BBOX_REG_WEIGHTS", *_ANCHOR_KEYS),
         anchor_keys=_ANCHOR_KEYS,
     )
@@ -176,6 +181,7 @@ register_detector(
         outputs=DENSE_OUTPUTS,
         num_classes_key="MODEL.FCOS.NUM_CLASSES",
         dense_levels_key="MODEL.FCOS.IN_FEATURES",
+        cross_head_keys=("MODEL.FCOS.NUM_CONVS", "MODEL.FPN.OUT_CHANNELS"),
         add_config=add_fcos_config,
     )
 )
@@ -186,6 +192,7 @@ register_detector(
         outputs=DENSE_OUTPUTS | _BINS,
         num_classes_key="MODEL.GFL.NUM_CLASSES",
         dense_levels_key="MODEL.GFL.IN_FEATURES",
+        cross_head_keys=("MODEL.GFL.NUM_CONVS", "MODEL.FPN.OUT_CHANNELS"),
         box_keys=("MODEL.GFL.REG_MAX", "MODEL.ANCHOR_GENERATOR.OFFSET"),
         add_config=add_gfl_config,
     )

@@ -55,6 +55,7 @@ Problems = Iterator[str]
 POSITIVE: Rule = (lambda x: is_number(x) and x > 0, "a number above 0")
 NOT_NEGATIVE: Rule = (lambda x: is_number(x) and x >= 0, "a number, 0 or above")
 AT_LEAST_1: Rule = (lambda x: type(x) is int and x > 0, "a whole number, 1 or above")
+COUNT: Rule = (lambda x: type(x) is int and x >= 0, "a whole number, 0 or above")
 ODD: Rule = (
     lambda x: type(x) is int and x > 0 and x % 2 == 1,
     "an odd whole number, 1 or above: the window has a centre",
@@ -83,6 +84,7 @@ _RANGES: dict[str, Rule] = {
 }
 _DISTILL_RANGES: dict[str, Rule] = {
     "DISTILL.LOSSES": SOME_LOSSES,
+    "DISTILL.CROSS_HEAD": COUNT,
     "DISTILL.FEATURE.LEVELS": LEVELS,
     "DISTILL.FEATURE.WEIGHT": NOT_NEGATIVE,
     "DISTILL.CLS.WEIGHT": NOT_NEGATIVE,

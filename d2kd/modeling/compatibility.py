@@ -59,6 +59,7 @@ def check_pair(cfg: CfgNode, teacher_cfg: CfgNode, requires: frozenset[str]) -> 
         )
     for lacking in sorted(heads - row.outputs):
         raise ConfigError(f"{row.name} has no {lacking}: set {_WITHOUT[lacking]}")
+    _check_cross_head(cfg, teacher_cfg, row)
     if not heads and not union:
         return
     why = "the enabled losses compare their heads"
@@ -68,6 +69,25 @@ def check_pair(cfg: CfgNode, teacher_cfg: CfgNode, requires: frozenset[str]) -> 
     _check_keys(cfg, teacher_cfg, _keys_that_must_agree(row, heads), why)
     if heads & ({"logits"} | _BOXES):
         _check_keys(cfg, teacher_cfg, row.box_keys, "they must mean the same box")
+
+
+def _check_cross_head(cfg: CfgNode, teacher_cfg: CfgNode, row: Detector) -> None:
+    """DISTILL.CROSS_HEAD needs a loss on heads, and heads of one width and depth."""
+    count = cfg.DISTILL.CROSS_HEAD
+    if not count:
+        return
+    refusal = f"DISTILL.CROSS_HEAD is {count}, but"
+    if not row.cross_head_keys:
+        raise ConfigError(f"{refusal} {row.name} has no dense class head: set it to 0")
+    if not {"cls", "reg"} & set(cfg.DISTILL.LOSSES):
+        raise ConfigError(f"{refusal} no loss compares heads: set it to 0")
+    depth = get_value(cfg, row.cross_head_keys[0])
+    if count > depth:
+        raise ConfigError(
+            f"{refusal} {row.cross_head_keys[0]} is {depth}: set it to {depth} or less"
+        )
+    why = "DISTILL.CROSS_HEAD needs heads of one width and depth"
+    _check_keys(cfg, teacher_cfg, ["MODEL.META_ARCHITECTURE", *row.cross_head_keys], why)
 
 
 def _keys_that_must_agree(row: Detector, heads: frozenset[str]) -> list[str]:

@@ -30,6 +30,12 @@ from ...structures import DetectorOutputs, DistillStep, LevelAnchors
 from ..meta_arch.gfl.losses import expected_distance
 from ..teacher import FrozenTeacher
 from .box_coders import box_coder_of
+from .cross_head import (
+    cross_predictions,
+    run_student_head,
+    teacher_box_branch,
+    teacher_class_branch,
+)
 from .ground_truth import cat_ground_truth
 from .positives import LevelPositives, find_positives, gather, rows_of_all_levels
 from .registry import PAIR_FORWARD_REGISTRY, RequiredOutputs
@@ -59,7 +65,7 @@ def forward_pair_dense(
     gt_instances = [x["instances"].to(student.device) for x in batch]
     features = student.backbone(images.tensor)
     maps = [features[name] for name in student.head_in_features]
-    predictions = student.head(maps)
+    predictions, held = run_student_head(student.head, maps, required.cross_head)
     anchors = student.anchor_generator(maps)
     gt_labels, gt_boxes = student.label_anchors(anchors, gt_instances)
     losses = _detection_losses(student, anchors, predictions, gt_labels, gt_boxes)
@@ -69,9 +75,11 @@ def forward_pair_dense(
     teacher_features = teacher.features(batch, images)
     rows = rows_of_all_levels(positives)
     all_gt_boxes, gt_image = cat_ground_truth(gt_instances)
+    theirs = teacher_outputs(teacher, teacher_features, positives, required)
+    compared = cross_predictions(teacher, held, theirs, predictions, required.cross_head)
     step = DistillStep(
-        student=_student_outputs(student, features, predictions, positives, required),
-        teacher=teacher_outputs(teacher, teacher_features, positives, required),
+        student=_student_outputs(student, features, compared, positives, required),
+        teacher=theirs,
         num_images=len(batch),
         strides={name: spec.stride for name, spec in student.backbone.output_shape().items()},
         gt_boxes=all_gt_boxes,
@@ -120,34 +128,44 @@ def teacher_outputs(
     levels = teacher.model.head_in_features
     maps = [features[name] for name in levels]
     if requires & {"dense_logits", "logits"}:
-        logits = _class_logits(teacher, maps)
+        logits, statistics = _class_logits(teacher, maps, required.cross_head)
+        outputs["cls_statistics"] = dict(zip(levels, statistics))
         outputs["dense_logits"] = dict(zip(levels, logits))
         if "logits" in requires and regions is not None:
             outputs["logits"] = gather(regions, logits)
     if requires & _BOX_OUTPUTS:
-        boxes = _box_maps(teacher, maps)
+        boxes, statistics = _box_maps(teacher, maps, required.cross_head)
+        outputs["box_statistics"] = dict(zip(levels, statistics))
         if regions is not None:
             outputs.update(_box_outputs(gather(regions, boxes)))
             outputs.update(_dense_boxes(regions, boxes, required))
     return DetectorOutputs(features=features, **outputs)
 
 
-def _class_logits(teacher: FrozenTeacher, features: list[Tensor]) -> list[Tensor]:
-    """Run the class branch alone: (N, A * K, H, W) for each level."""
+def _class_logits(
+    teacher: FrozenTeacher, features: list[Tensor], cross_head: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Run the class branch alone: (N, A * K, H, W) for each level; statistics for a cross-head."""
+    if cross_head:
+        return teacher_class_branch(teacher, features, cross_head)
     head = teacher.model.head
     with teacher.computing():
         if detector_of(teacher.model).has_box_bins:
-            return teacher.as_float32(head.class_logits(features))
-        return teacher.as_float32([head.cls_score(head.cls_subnet(x)) for x in features])
+            return teacher.as_float32(head.class_logits(features)), []
+        return teacher.as_float32([head.cls_score(head.cls_subnet(x)) for x in features]), []
 
 
-def _box_maps(teacher: FrozenTeacher, features: list[Tensor]) -> list[Tensor]:
-    """Run the box branch alone, without centerness: (N, A * D, H, W) for each level."""
+def _box_maps(
+    teacher: FrozenTeacher, features: list[Tensor], cross_head: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Run the box branch alone, without centerness; (N, A * D, H, W) for each level, and so on."""
+    if cross_head:
+        return teacher_box_branch(teacher, features, cross_head)
     head = teacher.model.head
     with teacher.computing():
         if detector_of(teacher.model).has_box_bins:
-            return teacher.as_float32(head.box_bins(features))
-        return teacher.as_float32([head.bbox_pred(head.bbox_subnet(x)) for x in features])
+            return teacher.as_float32(head.box_bins(features)), []
+        return teacher.as_float32([head.bbox_pred(head.bbox_subnet(x)) for x in features]), []
 
 
 def _detection_losses(
@@ -174,7 +192,7 @@ def _student_outputs(
     positives: list[LevelPositives],
     required: RequiredOutputs,
 ) -> DetectorOutputs:
-    """The student's maps, its head's rows of the positives, and of all anchors if required."""
+    """The features, the predictions, and their rows of positives and, if required, of anchors."""
     logits, boxes = predictions[:2]
     return DetectorOutputs(
         features=features,
