@@ -16,7 +16,65 @@ FRS_WEIGHTS = {
     "fcos": (0.01, 0.05),
     "gfl": (0.1, 0.05),
 }
+# BCKD and CrossKD, released code: at all locations.
+DENSE = {
+    "LOSSES": ["cls", "reg"],
+    "SCHEDULE.NAME": "constant",
+    "SCHEDULE.WARMUP_ITERS": 0,
+    "CLS.WEIGHT": 1.0,
+    "CLS.WHERE": "uniform",
+    "CLS.DISTANCE": "quality_focal",
+    "CLS.NORMALIZER": "positives",
+    "CLS.TEMPERATURE": 1.0,
+    "REG.GATE": "none",
+    "REG.WHERE": "teacher_score",
+    "REG.NORMALIZER": "positives",
+}
+CROSSKD = {
+    "retinanet": {
+        "CROSS_HEAD": 1,
+        "REDUCE_NORMALIZERS": False,
+        "REG.WEIGHT": 1.0,
+        "REG.DISTANCE": "giou",
+    },
+    "fcos": {
+        "CROSS_HEAD": 2,
+        "REDUCE_NORMALIZERS": True,
+        "CLS.WEIGHT": 0.4,
+        "CLS.NORMALIZER": "centerness",
+        "REG.WEIGHT": 0.75,
+        "REG.DISTANCE": "iou",
+        "REG.NORMALIZER": "centerness",
+    },
+    "gfl": {
+        "CROSS_HEAD": 1,
+        "REDUCE_NORMALIZERS": True,
+        # 4 of a sum over 17 bins.
+        "REG.WEIGHT": 4.0 * 17,
+        "REG.DISTANCE": "distribution_kl",
+        "REG.TEMPERATURE": 1.0,
+        "REG.NORMALIZER": "weights",
+    },
+}
+PKD_BESIDE_CROSSKD = {"retinanet": 2.0, "fcos": 2.0, "gfl": 6.0}
 COMMON = {
+    "BCKD": {
+        **DENSE,
+        "CROSS_HEAD": 0,
+        "REDUCE_NORMALIZERS": True,
+        "REG.WEIGHT": 4.0,
+        "REG.WHERE": "disagreement",
+        "REG.DISTANCE": "giou",
+    },
+    "CrossKD": DENSE,
+    "CrossKD+PKD": {
+        **DENSE,
+        "LOSSES": ["feature", "cls", "reg"],
+        "FEATURE.LEVELS": [],
+        "FEATURE.MASK": "uniform",
+        "FEATURE.DISTANCE": "pearson",
+        "FEATURE.ADAPTER": "none",
+    },
     "FRS": {
         "LOSSES": ["feature", "cls"],
         "SCHEDULE.NAME": "constant",
@@ -92,10 +150,13 @@ def test_preset(path):
     cfg = get_cfg()
     add_d2kd_config(cfg)
     cfg.merge_from_file(str(path))
-    expected = dict(COMMON[path.parent.name])
+    expected, detector = dict(COMMON[path.parent.name]), path.name.split("_R_50")[0]
     if path.parent.name == "FRS":
-        weights = FRS_WEIGHTS[path.name.split("_R_50")[0]]
-        expected.update(zip(("FEATURE.WEIGHT", "CLS.WEIGHT"), weights))
+        expected.update(zip(("FEATURE.WEIGHT", "CLS.WEIGHT"), FRS_WEIGHTS[detector]))
+    if path.parent.name.startswith("CrossKD"):
+        expected.update(CROSSKD[detector])
+    if path.parent.name == "CrossKD+PKD":
+        expected["FEATURE.WEIGHT"] = PKD_BESIDE_CROSSKD[detector]
     node = cfg.DISTILL
     found = {key: _value(node, key) for key in expected}
     assert found == expected and node.ENABLED
@@ -117,3 +178,8 @@ def test_every_paper_is_there():
     assert {path.parent.name for path in PRESETS} == set(COMMON)
     frs = {path.name.split("_R_50")[0] for path in PRESETS if path.parent.name == "FRS"}
     assert frs == set(FRS_WEIGHTS)
+    for method in ("BCKD", "CrossKD", "CrossKD+PKD"):
+        found = {
+            p.name.replace("_R_50_from_R_101_FPN", "") for p in PRESETS if p.parent.name == method
+        }
+        assert found == {"retinanet_2x.yaml", "fcos_2x.yaml", "gfl_1x.yaml"}
