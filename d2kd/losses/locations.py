@@ -13,27 +13,12 @@ from ..structures import DistillStep
 from .helpers import full_precision
 from .normalizer import normalizer
 
-__all__ = ["NORMALIZERS", "WEIGHTS", "anchor_scores", "anchor_weights", "location_divisor"]
+__all__ = ["NORMALIZERS", "WEIGHTS", "anchor_weights", "location_divisor"]
 
 # How much an anchor counts: see anchor_weights.
 WEIGHTS = ("disagreement", "teacher_score")
 # What a sum over locations is divided by: see location_divisor.
 NORMALIZERS = ("positives", "centerness", "weights")
-
-
-def anchor_scores(logits: Tensor, num_anchors: int) -> Tensor:
-    """Class probabilities of one level, an anchor a row.
-
-    Args:
-        logits: (N, A * K, H, W).
-        num_anchors: H * W * A.
-
-    Returns:
-        (N, H * W * A, K), at least float32, in the order of ``LevelAnchors.boxes``.
-    """
-    per_cell = num_anchors // logits[0, 0].numel()
-    scores = full_precision(logits).sigmoid().unflatten(1, (per_cell, -1))  # (N, A, K, H, W)
-    return scores.permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
 @torch.no_grad()
@@ -48,12 +33,14 @@ def anchor_weights(step: DistillStep, level: str, kind: str) -> Tensor:
     Returns:
         (N, H * W * A), detached; 0 where the detector's own training ignores the anchor.
     """
-    valid = step.anchors[level].valid
-    scores = anchor_scores(step.teacher.dense_logits[level], valid.shape[1])
+    valid, logits = step.anchors[level].valid, full_precision(step.teacher.dense_logits[level])
+    per_cell = valid.shape[1] // logits[0, 0].numel()
     if kind == "disagreement":
-        ours = anchor_scores(step.student.dense_logits[level], valid.shape[1])
-        scores = (scores - ours).abs()
-    return scores.amax(dim=2) * valid
+        ours = full_precision(step.student.dense_logits[level])
+        scores = (logits.sigmoid() - ours.sigmoid()).abs().unflatten(1, (per_cell, -1)).amax(dim=2)
+    else:  # the largest before the sigmoid, which is slower
+        scores = logits.unflatten(1, (per_cell, -1)).amax(dim=2).sigmoid()
+    return scores.permute(0, 2, 3, 1).flatten(1) * valid
 
 
 def location_divisor(

@@ -26,10 +26,11 @@ def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (R,).
     """
-    intersection, union = _areas(boxes, targets)
-    low = torch.minimum(boxes[:, :2], targets[:, :2])
-    high = torch.maximum(boxes[:, 2:], targets[:, 2:])
-    hull = (high - low).clamp(min=0).prod(dim=1)
+    ours, theirs = boxes.unbind(1), targets.unbind(1)
+    intersection, union = _areas(ours, theirs)
+    width = torch.maximum(ours[2], theirs[2]) - torch.minimum(ours[0], theirs[0])
+    height = torch.maximum(ours[3], theirs[3]) - torch.minimum(ours[1], theirs[1])
+    hull = width * height
     return 1 - intersection / (union + _EPS) + (hull - union) / (hull + _EPS)
 
 
@@ -42,14 +43,21 @@ def iou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (R,).
     """
-    intersection, union = _areas(boxes, targets)
+    intersection, union = _areas(boxes.unbind(1), targets.unbind(1))
     return -(intersection / (union + _EPS)).clamp(min=_EPS).log()
 
 
-def _areas(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Area of the intersection and of the union of each pair, (R,)."""
-    low = torch.maximum(boxes[:, :2], targets[:, :2])
-    high = torch.minimum(boxes[:, 2:], targets[:, 2:])
-    intersection = (high - low).clamp(min=0).prod(dim=1)
-    sizes = [(x[:, 2:] - x[:, :2]).clamp(min=0).prod(dim=1) for x in (boxes, targets)]
-    return intersection, sum(sizes) - intersection
+Corners = tuple[Tensor, ...]
+
+
+# The backward pass of Tensor.prod waits for the device to count zeros: multiply columns instead.
+def _areas(ours: Corners, theirs: Corners) -> tuple[Tensor, Tensor]:
+    """Area of the intersection and of the union of each pair, (R,), from four columns each."""
+    width = torch.minimum(ours[2], theirs[2]) - torch.maximum(ours[0], theirs[0])
+    height = torch.minimum(ours[3], theirs[3]) - torch.maximum(ours[1], theirs[1])
+    intersection = width.clamp(min=0) * height.clamp(min=0)
+    return intersection, _area(ours) + _area(theirs) - intersection
+
+
+def _area(box: Corners) -> Tensor:
+    return (box[2] - box[0]).clamp(min=0) * (box[3] - box[1]).clamp(min=0)
