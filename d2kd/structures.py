@@ -15,7 +15,15 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["BoxCoder", "DetectorOutputs", "DistillStep", "LossTerms", "MaskInput", "StepRecord"]
+__all__ = [
+    "BoxCoder",
+    "DetectorOutputs",
+    "DistillStep",
+    "LevelAnchors",
+    "LossTerms",
+    "MaskInput",
+    "StepRecord",
+]
 
 
 class MaskInput(NamedTuple):
@@ -36,6 +44,18 @@ class MaskInput(NamedTuple):
     boxes: Tensor
     image_index: Tensor
     teacher_logits: Tensor | None
+
+
+class LevelAnchors(NamedTuple):
+    """The anchors (or points as square boxes) of one level of a dense detector.
+
+    Attributes:
+        boxes: (H * W * A, 4), xyxy in pixels of the padded image; cell by cell, A in each.
+        valid: (N, H * W * A) bool; False where the detector's training ignores the anchor.
+    """
+
+    boxes: Tensor
+    valid: Tensor
 
 
 class BoxCoder(Protocol):
@@ -59,6 +79,10 @@ class DetectorOutputs:
         logits: (R, K) for sigmoid heads, (R, K + 1) for softmax heads.
         deltas: (R, 4), of the region's class where the head is class-specific.
         box_bins: (R, 4, E) logits of the box-edge distributions (GFL only).
+        dense_deltas: level name -> (N, H * W * A, 4), in the order of the level's anchors.
+        dense_box_bins: level name -> (N, H * W * A, 4, E), likewise (GFL only).
+        cls_statistics, box_statistics: level name -> (2, C) mean and deviation of the features in a
+            branch of the teacher's head where the student's enter it (DISTILL.CROSS_HEAD).
     """
 
     features: dict[str, Tensor] = field(default_factory=dict)
@@ -66,6 +90,10 @@ class DetectorOutputs:
     logits: Tensor | None = None
     deltas: Tensor | None = None
     box_bins: Tensor | None = None
+    dense_deltas: dict[str, Tensor] = field(default_factory=dict)
+    dense_box_bins: dict[str, Tensor] = field(default_factory=dict)
+    cls_statistics: dict[str, Tensor] = field(default_factory=dict)
+    box_statistics: dict[str, Tensor] = field(default_factory=dict)
 
     def per_region(self) -> dict[str, Tensor]:
         """The fields that are there and have one row for each region."""
@@ -78,7 +106,8 @@ class DistillStep:
     """One batch as both detectors saw it. Row i of student and teacher is the same region.
 
     Attributes:
-        student: attached to the graph.
+        student: attached to the graph. With DISTILL.CROSS_HEAD, the predictions of those branches
+            of the head that a loss reads are the cross-head predictions.
         teacher: detached.
         num_images: N, also of images without boxes.
         strides: level name -> pixels of the padded image per feature cell.
@@ -88,6 +117,7 @@ class DistillStep:
         region_gt_boxes: (R, 4) ground-truth box matched to each region.
         activation: "softmax" or "sigmoid", of ``logits``.
         box_coder: the student's box encoding and box loss, which the teacher shares.
+        anchors: level name -> LevelAnchors of a dense head; empty for two-stage detectors.
     """
 
     student: DetectorOutputs
@@ -101,6 +131,7 @@ class DistillStep:
     region_gt_boxes: Tensor
     activation: str
     box_coder: BoxCoder
+    anchors: dict[str, LevelAnchors] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows = {

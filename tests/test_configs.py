@@ -58,6 +58,7 @@ def test_builds(path):
             return
         distiller = Distiller(cfg)
     build_schedule(cfg)
+    assert distiller.required.cross_head == cfg.DISTILL.CROSS_HEAD
     assert _size(distiller.student) < _size(distiller.teacher)
     levels = set(cfg.DISTILL.FEATURE.LEVELS or distiller.student.backbone.output_shape())
     if "feature" in distiller.distill_losses:

@@ -9,6 +9,9 @@ from detectron2.utils.events import EventStorage
 
 from d2kd.config.defaults import LOSS_NAMES
 from d2kd.losses import DISTANCE_REGISTRY, MASK_REGISTRY
+from d2kd.losses.classification import DISTANCES as CLS_DISTANCES
+from d2kd.losses.regression import DISTANCES as BOX_DISTANCES
+from d2kd.losses.regression import WHERE
 from d2kd.modeling import Distiller, FrozenTeacher, split_losses
 from d2kd.modeling.build_losses import build_distill_losses
 from d2kd.modeling.paired_forward.registry import get_paired_forward
@@ -39,7 +42,11 @@ def take_step(pair, opts):
     losses = build_distill_losses(cfg, student, teacher.model)
     forward_pair = get_paired_forward(cfg)
     distiller = Distiller(
-        student=student, teacher=teacher, distill_losses=losses, forward_pair=forward_pair
+        student=student,
+        teacher=teacher,
+        distill_losses=losses,
+        forward_pair=forward_pair,
+        cross_head=cfg.DISTILL.CROSS_HEAD,
     ).train()
     for name in losses:
         distiller.register_loss_hook(name, lambda loss, step: loss(step))
@@ -71,6 +78,39 @@ def test_any_mask_with_any_distance(pair, mask, distance):
     check(distilled, moved, ["feature", "cls"])
     assert distilled["feature"] > 0 and distilled["cls"] > 0
     assert any(name.startswith("distill_losses.feature.adapters") for name in moved)
+
+
+@pytest.mark.parametrize("where", [x for x in WHERE if x != "positives"])
+@pytest.mark.parametrize("distance", BOX_DISTANCES)
+def test_any_box_distance_at_all_locations(pair, where, distance):
+    detector = pair[0].MODEL.META_ARCHITECTURE
+    if detector == "GeneralizedRCNN" or (distance == "distribution_kl" and detector != "GFL"):
+        return  # refused when it is built
+    opts = ["DISTILL.LOSSES", ["reg"], "DISTILL.REG.WHERE", where, "DISTILL.REG.GATE", "none"]
+    distilled, moved = take_step(pair, [*opts, "DISTILL.REG.DISTANCE", distance])
+    check(distilled, moved, ["reg"])
+    assert distilled["reg"] > 0
+
+
+@pytest.mark.parametrize("where", ["positives", *MASKS])
+def test_quality_focal_everywhere(pair, where):
+    if pair[0].MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        return  # refused when it is built
+    opts = ["DISTILL.LOSSES", ["cls"], "DISTILL.CLS.WHERE", where]
+    distilled, moved = take_step(pair, [*opts, "DISTILL.CLS.DISTANCE", "quality_focal"])
+    check(distilled, moved, ["cls"])
+    assert distilled["cls"] > 0
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("distance", CLS_DISTANCES)
+def test_a_cross_head_under_any_loss(pair, where, distance):
+    if pair[0].MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        return  # refused when it is built
+    cls = ["DISTILL.CLS.DISTANCE", distance, "DISTILL.CLS.WHERE", "richness"]
+    reg = ["DISTILL.REG.WHERE", where, "DISTILL.REG.GATE", "none", "DISTILL.REG.DISTANCE", "giou"]
+    opts = ["DISTILL.CROSS_HEAD", 1, "DISTILL.LOSSES", ["feature", "cls", "reg"], *cls, *reg]
+    check(*take_step(pair, opts), ["feature", "cls", "reg"])
 
 
 @pytest.mark.parametrize("names", SETS, ids="+".join)

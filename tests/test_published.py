@@ -26,7 +26,65 @@ PKD = {
     "faster_rcnn": (6.0, ["p2", "p3", "p4", "p5"]),
     "retinanet": (10.0, ["p3", "p4", "p5", "p6"]),
 }
+# BCKD and CrossKD, released code: at all locations.
+DENSE = {
+    "LOSSES": ["cls", "reg"],
+    "SCHEDULE.NAME": "constant",
+    "SCHEDULE.WARMUP_ITERS": 0,
+    "CLS.WEIGHT": 1.0,
+    "CLS.WHERE": "uniform",
+    "CLS.DISTANCE": "quality_focal",
+    "CLS.NORMALIZER": "positives",
+    "CLS.TEMPERATURE": 1.0,
+    "REG.GATE": "none",
+    "REG.WHERE": "teacher_score",
+    "REG.NORMALIZER": "positives",
+}
+CROSSKD = {
+    "retinanet": {
+        "CROSS_HEAD": 1,
+        "REDUCE_NORMALIZERS": False,
+        "REG.WEIGHT": 1.0,
+        "REG.DISTANCE": "giou",
+    },
+    "fcos": {
+        "CROSS_HEAD": 2,
+        "REDUCE_NORMALIZERS": True,
+        "CLS.WEIGHT": 0.4,
+        "CLS.NORMALIZER": "centerness",
+        "REG.WEIGHT": 0.75,
+        "REG.DISTANCE": "iou",
+        "REG.NORMALIZER": "centerness",
+    },
+    "gfl": {
+        "CROSS_HEAD": 1,
+        "REDUCE_NORMALIZERS": True,
+        # 4 of a sum over 17 bins.
+        "REG.WEIGHT": 4.0 * 17,
+        "REG.DISTANCE": "distribution_kl",
+        "REG.TEMPERATURE": 1.0,
+        "REG.NORMALIZER": "weights",
+    },
+}
+PKD_BESIDE_CROSSKD = {"retinanet": 2.0, "fcos": 2.0, "gfl": 6.0}
 COMMON = {
+    "BCKD": {
+        **DENSE,
+        "CROSS_HEAD": 0,
+        "REDUCE_NORMALIZERS": True,
+        "REG.WEIGHT": 4.0,
+        "REG.WHERE": "disagreement",
+        "REG.DISTANCE": "giou",
+    },
+    "CrossKD": DENSE,
+    "CrossKD+PKD": {
+        **DENSE,
+        "LOSSES": ["feature", "cls", "reg"],
+        "FEATURE.LEVELS": [],
+        "FEATURE.MASK": "uniform",
+        "FEATURE.DISTANCE": "pearson",
+        "FEATURE.ADAPTER": "none",
+    },
     "FRS": {
         "LOSSES": ["feature", "cls"],
         "SCHEDULE.NAME": "constant",
@@ -122,6 +180,10 @@ def _expected(path):
         expected.update(zip(("FEATURE.WEIGHT", "CLS.WEIGHT"), weights))
     if path.parent.name == "PKD":
         expected.update(zip(("FEATURE.WEIGHT", "FEATURE.LEVELS"), PKD[_detector(path)]))
+    if path.parent.name.startswith("CrossKD"):
+        expected.update(CROSSKD[_detector(path)])
+    if path.parent.name == "CrossKD+PKD":
+        expected["FEATURE.WEIGHT"] = PKD_BESIDE_CROSSKD[_detector(path)]
     return expected
 
 
@@ -222,6 +284,8 @@ PAPER_ROWS = {
     "*paper* of FRS, COCO, 1x R101 -> R50": ["40.2", "43.6"],
     "*paper* of LD, COCO, 1x R101 -> R50": ["40.1", "", "42.1"],
     "*paper* of LD, its first release": ["40.1", "", "41.1"],
+    "*paper*, COCO, RetinaNet 2x R101 -> R50": ["37.4", "", "39.7", "39.8"],
+    "*paper*, COCO, FCOS 2x R101 -> R50": ["38.5", "", "41.1", "41.3"],
 }
 
 
@@ -243,3 +307,8 @@ def test_every_paper_is_there():
     assert {path.parent.name for path in PRESETS_R101} == set(COMMON)
     frs = {_detector(path) for path in PRESETS if path.parent.name == "FRS"}
     assert frs == set(FRS_WEIGHTS)
+    for method in ("BCKD", "CrossKD", "CrossKD+PKD"):
+        found = {
+            p.name.replace("_R_50_from_R_101_FPN", "") for p in PRESETS if p.parent.name == method
+        }
+        assert found == {"retinanet_2x.yaml", "fcos_2x.yaml", "gfl_1x.yaml"}

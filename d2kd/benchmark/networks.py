@@ -67,6 +67,7 @@ class Pair:
             distill_losses=nn.ModuleDict({name: self.losses[name] for name in names}),
             forward_pair=get_paired_forward(self.cfg),
             proposals=self.cfg.DISTILL.PROPOSALS,
+            cross_head=self.cfg.DISTILL.CROSS_HEAD,
         ).train()
         for name in names:
             model.register_loss_hook(name, lambda loss, step: loss(step))

@@ -145,7 +145,7 @@ def teacher_needed(
         regions: of each batch, the boxes on which a two-stage teacher's box head runs.
     """
     run_heads = _rcnn_heads if get_detector(cfg).two_stage else _dense_heads
-    required = RequiredOutputs(requires, cfg.DISTILL.PROPOSALS)
+    required = RequiredOutputs(requires, cfg.DISTILL.PROPOSALS, cfg.DISTILL.CROSS_HEAD)
 
     def run(turn: int) -> None:
         index = turn % len(batches)

@@ -49,6 +49,10 @@ def add_d2kd_config(cfg: CN) -> None:
     # with the teacher's ("union"). TAR lets both "interflow" without saying how; "student" is our
     # default.
     cfg.DISTILL.PROPOSALS = "student"
+    # Of a dense detector, how many of the last convolutions of the teacher's head the student's head
+    # features go through before they are compared (CrossKD: 1 of 4, on FCOS 2); 0: none, the
+    # student's own predictions are compared. Both heads need the same width and depth.
+    cfg.DISTILL.CROSS_HEAD = 0
     # With several processes, True divides the distillation losses by the mean over processes of
     # positives and mask sums, which gives the gradients of the joined batch. False divides by each
     # process's own, as FRS's released code and most detection losses do (docs/processes.md).
@@ -117,24 +121,37 @@ def _add_loss_keys(node: CN) -> None:
     node.CLS = CN()
     node.CLS.WEIGHT = 1.0
     # "positives": soft labels on the positive regions (TAR). The name of a mask: soft labels at all
-    # locations of the dense head, weighted by the mask (FRS: "richness").
+    # locations of the dense head, weighted by the mask (FRS: "richness", BCKD: "uniform").
     node.CLS.WHERE = "positives"
-    # "cross_entropy" (soft targets) or "kl"; the binary form for sigmoid heads.
+    # "cross_entropy" (soft targets) or "kl", in the binary form for sigmoid heads; "quality_focal"
+    # (BCKD, CrossKD) for sigmoid heads alone.
     node.CLS.DISTANCE = "cross_entropy"
     node.CLS.TEMPERATURE = 1.0
+    # What "quality_focal" at all locations is divided by: the number of positives ("positives"),
+    # or their summed centerness ("centerness", CrossKD's release on FCOS).
+    node.CLS.NORMALIZER = "positives"
 
     node.REG = CN()
     node.REG.WEIGHT = 1.0
+    # "positives": boxes of the positive regions (TAR, LD). Else boxes of all anchors or points of a
+    # dense detector, weighted by how much the class scores differ ("disagreement", BCKD), or by the
+    # teacher's best class score ("teacher_score", CrossKD).
+    node.REG.WHERE = "positives"
     # The student learns the teacher's box on a positive region only if that box has a higher IoU
     # with the ground truth than the student's box ("student"), or than the region itself
-    # ("proposal"); "none": always. TAR's abstract leaves it open, and the only digest of the paper
-    # that names the comparison has "proposal"; "student" is our default.
+    # ("proposal"); "none": always, which WHERE other than "positives" needs. TAR's abstract leaves
+    # the comparison open, and the only digest of the paper that names it has "proposal"; "student"
+    # is our default.
     node.REG.GATE = "student"
-    # "box_loss": the detector's own box loss; "distribution_kl" (LD): on GFL's box-edge
-    # distributions.
+    # "box_loss": the detector's own box loss; "giou" (one minus GIoU) or "iou" (minus the logarithm
+    # of IoU) of decoded boxes; "distribution_kl" (LD): on GFL's box-edge distributions.
     node.REG.DISTANCE = "box_loss"
-    # "distribution_kl" only; 10 in LD.
+    # "distribution_kl" only; 10 in LD, 1 in CrossKD.
     node.REG.TEMPERATURE = 10.0
+    # What the sum over all anchors is divided by: the number of positives ("positives"), their
+    # summed centerness ("centerness", CrossKD's release on FCOS), or the anchors' summed weights
+    # ("weights", CrossKD's release on GFL).
+    node.REG.NORMALIZER = "positives"
 
 
 def _add_mask_and_distance_keys(node: CN) -> None:

@@ -46,8 +46,9 @@ _ANCHOR_KEYS = (
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
     "MODEL.ANCHOR_GENERATOR.OFFSET",
 )
-# What the heads of most detectors predict.
-DENSE_OUTPUTS = frozenset({"dense_logits", "logits", "deltas"})
+# What a dense head predicts on positives and at all locations; bins in place of deltas as well.
+DENSE_OUTPUTS = frozenset({"dense_logits", "logits", "deltas", "dense_deltas"})
+_BINS = frozenset({"box_bins", "dense_box_bins"})
 
 
 def _add_no_keys(cfg: CfgNode) -> None:
@@ -68,6 +69,9 @@ class Detector:
             detector) reads; None if there is no such head.
         box_keys: keys that fix the box encoding: they must agree wherever boxes are compared.
         anchor_keys: keys that fix the anchors of the dense head.
+        cross_head_keys: keys of the depth (first) and of the width of its dense head's branches,
+            which must agree where the student's head features go through the teacher's layers.
+            Empty: they cannot (DISTILL.CROSS_HEAD).
         two_stage: it has proposals and ROI heads, which must be Detectron2's standard ones.
         add_config: adds the config nodes that the detector brings along, with their defaults.
             ``add_d2kd_config`` calls it; student.yaml keeps these nodes for this detector.
@@ -80,6 +84,7 @@ class Detector:
     dense_levels_key: str | None = None
     box_keys: tuple[str, ...] = ()
     anchor_keys: tuple[str, ...] = ()
+    cross_head_keys: tuple[str, ...] = ()
     two_stage: bool = False
     add_config: Callable[[CfgNode], None] = _add_no_keys
 
@@ -149,7 +154,7 @@ register_detector(
     Detector(
         name="GeneralizedRCNN",
         forward_pair="forward_pair_rcnn",
-        outputs=DENSE_OUTPUTS,
+        outputs=DENSE_OUTPUTS - {"dense_deltas"},
         num_classes_key="MODEL.ROI_HEADS.NUM_CLASSES",
         dense_levels_key="MODEL.RPN.IN_FEATURES",
         box_keys=("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",),
@@ -164,6 +169,7 @@ register_detector(
         outputs=DENSE_OUTPUTS,
         num_classes_key="MODEL.RETINANET.NUM_CLASSES",
         dense_levels_key="MODEL.RETINANET.IN_FEATURES",
+        cross_head_keys=("MODEL.RETINANET.NUM_CONVS", "MODEL.FPN.OUT_CHANNELS"),
         box_keys=("MODEL.RETINANET.BBOX_REG_WEIGHTS", *_ANCHOR_KEYS),
         anchor_keys=_ANCHOR_KEYS,
     )
@@ -175,6 +181,7 @@ register_detector(
         outputs=DENSE_OUTPUTS,
         num_classes_key="MODEL.FCOS.NUM_CLASSES",
         dense_levels_key="MODEL.FCOS.IN_FEATURES",
+        cross_head_keys=("MODEL.FCOS.NUM_CONVS", "MODEL.FPN.OUT_CHANNELS"),
         add_config=add_fcos_config,
     )
 )
@@ -182,9 +189,10 @@ register_detector(
     Detector(
         name="GFL",
         forward_pair="forward_pair_dense",
-        outputs=DENSE_OUTPUTS | {"box_bins"},
+        outputs=DENSE_OUTPUTS | _BINS,
         num_classes_key="MODEL.GFL.NUM_CLASSES",
         dense_levels_key="MODEL.GFL.IN_FEATURES",
+        cross_head_keys=("MODEL.GFL.NUM_CONVS", "MODEL.FPN.OUT_CHANNELS"),
         box_keys=("MODEL.GFL.REG_MAX", "MODEL.ANCHOR_GENERATOR.OFFSET"),
         add_config=add_gfl_config,
     )

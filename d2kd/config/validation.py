@@ -10,10 +10,13 @@ from detectron2.config import CfgNode
 from ..losses import DISTANCE_REGISTRY, MASK_REGISTRY
 from ..losses.adapters import ADAPTERS
 from ..losses.classification import DISTANCES as CLS_DISTANCES
+from ..losses.classification import NORMALIZERS as CLS_NORMALIZERS
 from ..losses.feature import CHANNELS
+from ..losses.locations import NORMALIZERS as REG_NORMALIZERS
 from ..losses.masks import BOX_LEVELS
 from ..losses.regression import DISTANCES as REG_DISTANCES
 from ..losses.regression import GATES
+from ..losses.regression import WHERE as REG_WHERE
 from ..losses.ssim.distance import SCALINGS
 from ..utils.errors import ConfigError
 from ..utils.numbers import is_number
@@ -53,6 +56,7 @@ Problems = Iterator[str]
 POSITIVE: Rule = (lambda x: is_number(x) and x > 0, "a number above 0")
 NOT_NEGATIVE: Rule = (lambda x: is_number(x) and x >= 0, "a number, 0 or above")
 AT_LEAST_1: Rule = (lambda x: type(x) is int and x > 0, "a whole number, 1 or above")
+COUNT: Rule = (lambda x: type(x) is int and x >= 0, "a whole number, 0 or above")
 ODD: Rule = (
     lambda x: type(x) is int and x > 0 and x % 2 == 1,
     "an odd whole number, 1 or above: the window has a centre",
@@ -81,6 +85,7 @@ _RANGES: dict[str, Rule] = {
 }
 _DISTILL_RANGES: dict[str, Rule] = {
     "DISTILL.LOSSES": SOME_LOSSES,
+    "DISTILL.CROSS_HEAD": COUNT,
     "DISTILL.FEATURE.LEVELS": LEVELS,
     "DISTILL.FEATURE.WEIGHT": NOT_NEGATIVE,
     "DISTILL.CLS.WEIGHT": NOT_NEGATIVE,
@@ -124,7 +129,10 @@ def _distill_choices() -> dict[str, Sequence[str]]:
         "DISTILL.FEATURE.ADAPTER": ADAPTERS,
         "DISTILL.CLS.WHERE": ["positives", *masks],
         "DISTILL.CLS.DISTANCE": CLS_DISTANCES,
+        "DISTILL.CLS.NORMALIZER": CLS_NORMALIZERS,
+        "DISTILL.REG.WHERE": REG_WHERE,
         "DISTILL.REG.DISTANCE": REG_DISTANCES,
+        "DISTILL.REG.NORMALIZER": REG_NORMALIZERS,
         "DISTILL.REG.GATE": GATES,
         "DISTILL.DISTANCES.SSIM.SCALING": list(SCALINGS),
         "DISTILL.PROPOSALS": PROPOSALS,

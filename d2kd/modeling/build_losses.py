@@ -47,6 +47,7 @@ def _build_classification(cfg: CfgNode, student: nn.Module, teacher: nn.Module) 
         mask_args=_parameters(cfg.DISTILL.MASKS, node.WHERE),
         distance=node.DISTANCE,
         temperature=node.TEMPERATURE,
+        normalizer=node.NORMALIZER,
         reduce=cfg.DISTILL.REDUCE_NORMALIZERS,
     )
 
@@ -58,6 +59,8 @@ def _build_regression(cfg: CfgNode, student: nn.Module, teacher: nn.Module) -> n
         gate=node.GATE,
         distance=node.DISTANCE,
         temperature=node.TEMPERATURE,
+        where=node.WHERE,
+        normalizer=node.NORMALIZER,
         reduce=cfg.DISTILL.REDUCE_NORMALIZERS,
     )
 

@@ -19,7 +19,10 @@ _WITHOUT = {
     "logits": "DISTILL.LOSSES to a list without 'cls'",
     "deltas": "DISTILL.LOSSES to a list without 'reg'",
     "box_bins": "DISTILL.REG.DISTANCE to 'box_loss'",
+    "dense_deltas": "DISTILL.REG.WHERE to 'positives'",
+    "dense_box_bins": "DISTILL.REG.DISTANCE to 'giou'",
 }
+_BOXES = frozenset({"deltas", "box_bins", "dense_deltas", "dense_box_bins"})
 
 
 def _check_keys(cfg: CfgNode, teacher_cfg: CfgNode, keys: Iterable[str], why: str) -> None:
@@ -47,8 +50,17 @@ def check_pair(cfg: CfgNode, teacher_cfg: CfgNode, requires: frozenset[str]) -> 
     union = cfg.DISTILL.PROPOSALS == "union"
     if union and not row.two_stage:
         raise ConfigError(f"{row.name} has no proposals: set DISTILL.PROPOSALS to 'student'")
+    if (
+        row.two_stage
+        and "cls" in cfg.DISTILL.LOSSES
+        and cfg.DISTILL.CLS.DISTANCE == "quality_focal"
+    ):
+        raise ConfigError(
+            f"{row.name} scores classes by a softmax: set DISTILL.CLS.DISTANCE to 'cross_entropy'"
+        )
     for lacking in sorted(heads - row.outputs):
         raise ConfigError(f"{row.name} has no {lacking}: set {_WITHOUT[lacking]}")
+    _check_cross_head(cfg, teacher_cfg, row)
     if not heads and not union:
         return
     why = "the enabled losses compare their heads"
@@ -56,8 +68,27 @@ def check_pair(cfg: CfgNode, teacher_cfg: CfgNode, requires: frozenset[str]) -> 
     if row.two_stage:
         check_two_stage(teacher_cfg, "the teacher's")
     _check_keys(cfg, teacher_cfg, _keys_that_must_agree(row, heads), why)
-    if heads & {"logits", "deltas", "box_bins"}:
+    if heads & ({"logits"} | _BOXES):
         _check_keys(cfg, teacher_cfg, row.box_keys, "they must mean the same box")
+
+
+def _check_cross_head(cfg: CfgNode, teacher_cfg: CfgNode, row: Detector) -> None:
+    """DISTILL.CROSS_HEAD needs a loss on heads, and heads of one width and depth."""
+    count = cfg.DISTILL.CROSS_HEAD
+    if not count:
+        return
+    refusal = f"DISTILL.CROSS_HEAD is {count}, but"
+    if not row.cross_head_keys:
+        raise ConfigError(f"{refusal} {row.name} has no dense class head: set it to 0")
+    if not {"cls", "reg"} & set(cfg.DISTILL.LOSSES):
+        raise ConfigError(f"{refusal} no loss compares heads: set it to 0")
+    depth = get_value(cfg, row.cross_head_keys[0])
+    if count > depth:
+        raise ConfigError(
+            f"{refusal} {row.cross_head_keys[0]} is {depth}: set it to {depth} or less"
+        )
+    why = "DISTILL.CROSS_HEAD needs heads of one width and depth"
+    _check_keys(cfg, teacher_cfg, ["MODEL.META_ARCHITECTURE", *row.cross_head_keys], why)
 
 
 def _keys_that_must_agree(row: Detector, heads: frozenset[str]) -> list[str]:

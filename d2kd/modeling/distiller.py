@@ -63,6 +63,7 @@ class Distiller(nn.Module):
         distill_losses: nn.ModuleDict,
         forward_pair: PairForward,
         proposals: str = "student",
+        cross_head: int = 0,
     ):
         """
         Args:
@@ -72,13 +73,16 @@ class Distiller(nn.Module):
                 returns LossTerms.
             forward_pair: runs both on a batch (``get_paired_forward``).
             proposals: "student" or "union"; two-stage detectors only.
+            cross_head: how many of the last convolutions of the teacher's head the student's head
+                features go through; dense detectors only.
         """
         super().__init__()
         self.student = student
         self.teacher = teacher
         self.distill_losses = distill_losses
         self.forward_pair = forward_pair
-        self.required = RequiredOutputs(union_of_requires(distill_losses.values()), proposals)
+        requires = union_of_requires(distill_losses.values())
+        self.required = RequiredOutputs(requires, proposals, cross_head)
         self._loss_hooks: dict[str, LossHook] = {}
         self._finished: set[str] = set()
         teacher.reuse_student_inputs(student)
@@ -110,6 +114,7 @@ class Distiller(nn.Module):
             "distill_losses": losses.to(cfg.MODEL.DEVICE),
             "forward_pair": forward_pair,
             "proposals": cfg.DISTILL.PROPOSALS,
+            "cross_head": cfg.DISTILL.CROSS_HEAD,
         }
 
     @property

@@ -31,11 +31,17 @@ DENSE = {
     "SSIM": (0, 0),
     "LD": (0, LEVELS),
     "FRS+LD": (LEVELS, LEVELS),
+    "BCKD": (LEVELS, LEVELS),
+    # Once on the teacher's features and once on the student's.
+    "CrossKD": (2 * LEVELS, 2 * LEVELS),
+    "CrossKD+PKD": (2 * LEVELS, 2 * LEVELS),
 }
 CASES = [("faster_rcnn", preset) for preset in RCNN] + [
     *(("retinanet", preset) for preset in ("TAR", "FRS", "SSIM")),
     *(("fcos", preset) for preset in ("TAR", "FRS", "SSIM")),
     *(("gfl", preset) for preset in ("FRS", "LD", "FRS+LD")),
+    *((name, preset) for name in ("retinanet", "fcos", "gfl") for preset in ("BCKD", "CrossKD")),
+    ("gfl", "CrossKD+PKD"),
 ]
 IMAGES = 2
 

@@ -24,7 +24,7 @@ _BACKBONE = {
 }
 
 
-def dense_cfg(name):
+def dense_cfg(name, *opts):
     """A dense detector of this MODEL.META_ARCHITECTURE, thin and with K classes."""
     cfg = get_cfg()
     add_d2kd_config(cfg)
@@ -34,13 +34,14 @@ def dense_cfg(name):
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
     cfg.MODEL[name.upper()].NUM_CLASSES = K
     cfg.MODEL[name.upper()].NUM_CONVS = 1
+    cfg.merge_from_list(list(opts))
     return cfg
 
 
-def build_dense(name, seed=0):
-    """``dense_cfg(name)`` in training mode, such that no two locations or classes answer alike."""
+def build_dense(name, *opts, seed=0):
+    """``dense_cfg(name, *opts)`` in training mode, such that no two locations or classes answer alike."""
     torch.manual_seed(seed)
-    model = build_model(dense_cfg(name)).train()
+    model = build_model(dense_cfg(name, *opts)).train()
     for layer in (model.head.cls_score, model.head.bbox_pred):
         torch.nn.init.normal_(layer.weight, std=0.1)
         torch.nn.init.normal_(layer.bias, std=1.0)

@@ -4,9 +4,11 @@
 import pytest
 import torch
 
-from d2kd.structures import DetectorOutputs, DistillStep, MaskInput
+from d2kd.structures import DetectorOutputs, DistillStep, LevelAnchors, MaskInput
 
 SIZES = {"p3": (7, 9), "p4": (4, 5), "p5": (1, 2)}
+# Of a dense head: 6 channels of logits are 2 anchors of 3 classes.
+ANCHORS = {name: 2 * height * width for name, (height, width) in SIZES.items()}
 STRIDES = {"p3": 8, "p4": 16, "p5": 32}
 
 
@@ -33,6 +35,8 @@ def random_outputs(generator, dtype, *, channels, logits, regions, requires_grad
         logits=random(regions, logits),
         deltas=random(regions, 4, scale=3.0),
         box_bins=random(regions, 4, 5),
+        dense_deltas={name: random(2, count, 4, scale=0.7) for name, count in ANCHORS.items()},
+        dense_box_bins={name: random(2, count, 4, 5) for name, count in ANCHORS.items()},
     )
 
 
@@ -63,6 +67,12 @@ def make_step():
             region_gt_boxes=proposals + 2 * jitter,
             activation=activation,
             box_coder=ToyCoder(),
+            anchors={
+                name: LevelAnchors(
+                    random_boxes(count), torch.rand(2, count, generator=generator) > 0.2
+                )
+                for name, count in ANCHORS.items()
+            },
         )
 
     return make

@@ -44,6 +44,7 @@ def _family(name):
         ("FCOS", HEADS, "MODEL.FCOS.IN_FEATURES", ["p3"]),
         ("GFL", DENSE, "MODEL.GFL.NUM_CLASSES", 7),
         ("GFL", BINS, "MODEL.GFL.REG_MAX", 8),
+        ("GFL", frozenset({"dense_box_bins"}), "MODEL.GFL.REG_MAX", 8),
         ("GFL", HEADS, "MODEL.META_ARCHITECTURE", "FCOS"),
     ],
 )
@@ -74,6 +75,11 @@ def test_heads_that_cannot_be_read():
         check_pair(plain_cfg(), plain_cfg("MODEL.ROI_HEADS.NAME", "CascadeROIHeads"), HEADS)
     with pytest.raises(ValueError, match="set DISTILL.REG.DISTANCE to 'box_loss'"):
         check_pair(plain_cfg(), plain_cfg(), BINS)
+    with pytest.raises(ValueError, match="set DISTILL.REG.WHERE to 'positives'"):
+        check_pair(plain_cfg(), plain_cfg(), frozenset({"dense_deltas"}))
+    with pytest.raises(ConfigError, match="softmax: set DISTILL.CLS.DISTANCE to 'cross_entropy'"):
+        quality = plain_cfg("DISTILL.CLS.DISTANCE", "quality_focal")
+        check_pair(quality, plain_cfg(), DENSE)
     cfg = plain_cfg()
     cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True  # a key of Detectron2's main branch
     with pytest.raises(ValueError, match="USE_SIGMOID_CE is True: set it to False"):

@@ -66,13 +66,14 @@ class ScaledFCOSHead(FCOSHead):
         in_box = [self.bbox_subnet(x) for x in features]
         in_centerness = in_cls if self.centerness_branch == "cls" else in_box
         logits = [self.cls_score(x) for x in in_cls]
-        return logits, self._predict(in_box), [self.ctrness(x) for x in in_centerness]
+        return logits, self.predict_boxes(in_box), [self.ctrness(x) for x in in_centerness]
 
     def box_deltas(self, features: list[Tensor]) -> list[Tensor]:
         """The box branch alone: distances (N, 4, H, W) in strides of each level."""
-        return self._predict([self.bbox_subnet(x) for x in features])
+        return self.predict_boxes([self.bbox_subnet(x) for x in features])
 
-    def _predict(self, in_box: list[Tensor]) -> list[Tensor]:
+    def predict_boxes(self, in_box: list[Tensor]) -> list[Tensor]:
+        """Distances (N, 4, H, W) in strides from the box branch's last features of each level."""
         scaled = [self.bbox_pred(x) * scale for x, scale in zip(in_box, self.scales.unbind())]
         if self.box_prediction == "scaled":
             return scaled

@@ -10,7 +10,8 @@ construction. A detector can run here if it has, as Detectron2's RetinaNet has,
 * a head whose forward returns lists of per-level maps ``(logits, boxes, *others)``, and which can
   run one branch alone. A head of four deltas per box has RetinaNetHead's layers (``cls_subnet``,
   ``cls_score``, ``bbox_subnet``, ``bbox_pred``), and ScaledFCOSHead ``box_deltas(features)``. A
-  head of box-edge bins (``Detector.outputs`` holds "box_bins") has GFLHead's methods ``class_logits(features)`` and ``box_bins(features)``.
+  head of box-edge bins (``Detector.outputs`` holds "box_bins") has GFLHead's methods
+  ``class_logits(features)`` and ``box_bins(features)``.
 
 Shape shorthand in this file:
     N: images; A: anchors per location; H, W: size of a feature level
@@ -18,7 +19,7 @@ Shape shorthand in this file:
     R: regions = the student's positives of all images together
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
@@ -26,17 +27,26 @@ from detectron2.structures import Boxes
 from torch import Tensor
 
 from ...config.detectors import detector_of
-from ...structures import DetectorOutputs, DistillStep
-from ...utils.errors import PairMismatchError
+from ...structures import DetectorOutputs, DistillStep, LevelAnchors
 from ..meta_arch.fcos_head import ScaledFCOSHead
 from ..meta_arch.gfl.losses import expected_distance
 from ..teacher import FrozenTeacher
 from .box_coders import box_coder_of
+from .cross_head import (
+    cross_predictions,
+    run_student_head,
+    teacher_box_branch,
+    teacher_class_branch,
+)
 from .ground_truth import cat_ground_truth
+from .positives import LevelPositives, find_positives, gather, rows_of_all_levels
 from .registry import PAIR_FORWARD_REGISTRY, RequiredOutputs
 from .visualization import is_visualized
 
-__all__ = ["LevelPositives", "forward_pair_dense", "teacher_outputs"]
+__all__ = ["forward_pair_dense", "teacher_outputs"]
+
+# Fields of DetectorOutputs that the box branch gives.
+_BOX_OUTPUTS = frozenset({"deltas", "box_bins", "dense_deltas", "dense_box_bins"})
 
 
 @PAIR_FORWARD_REGISTRY.register()
@@ -58,7 +68,7 @@ def forward_pair_dense(
     gt_instances = [x["instances"].to(student.device) for x in batch]
     features = student.backbone(images.tensor)
     maps = [features[name] for name in student.head_in_features]
-    predictions = student.head(maps)
+    predictions, held = run_student_head(student.head, maps, required.cross_head)
     anchors = student.anchor_generator(maps)
     gt_labels, gt_boxes = student.label_anchors(anchors, gt_instances)
     losses = _detection_losses(student, anchors, predictions, gt_labels, gt_boxes)
@@ -68,13 +78,15 @@ def forward_pair_dense(
         student.visualize_training(batch, found)
 
     labels = torch.stack(gt_labels)
-    positives = _find_positives(student, maps, anchors, labels)
+    positives = find_positives(student, maps, anchors, labels)
     teacher_features = teacher.features(batch, images)
-    rows = _rows_of_all_levels(positives)
+    rows = rows_of_all_levels(positives)
     all_gt_boxes, gt_image = cat_ground_truth(gt_instances)
+    theirs = teacher_outputs(teacher, teacher_features, positives, required)
+    compared = cross_predictions(teacher, held, theirs, predictions, required.cross_head)
     step = DistillStep(
-        student=_student_outputs(student, features, predictions, positives),
-        teacher=teacher_outputs(teacher, teacher_features, positives, required),
+        student=_student_outputs(student, features, compared, positives, required),
+        teacher=theirs,
         num_images=len(batch),
         strides={name: spec.stride for name, spec in student.backbone.output_shape().items()},
         gt_boxes=all_gt_boxes,
@@ -85,15 +97,27 @@ def forward_pair_dense(
         region_gt_boxes=torch.stack([getattr(x, "tensor", x) for x in gt_boxes])[rows],
         activation="sigmoid",
         box_coder=box_coder_of(student),
+        anchors=_level_anchors(student, anchors, labels),
     )
     return losses, step
+
+
+def _level_anchors(
+    student: DenseDetector, anchors: list[Boxes], labels: Tensor
+) -> dict[str, LevelAnchors]:
+    """From ``labels`` (N, anchors of all levels), -1 for ignored."""
+    valid = (labels >= 0).split([len(x) for x in anchors], dim=1)
+    return {
+        name: LevelAnchors(boxes.tensor, flags)
+        for name, boxes, flags in zip(student.head_in_features, anchors, valid)
+    }
 
 
 @torch.no_grad()
 def teacher_outputs(
     teacher: FrozenTeacher,
     features: dict[str, Tensor],
-    regions: list["LevelPositives"] | None,
+    regions: list[LevelPositives] | None,
     required: RequiredOutputs,
 ) -> DetectorOutputs:
     """Run those branches of the teacher's head that the losses require.
@@ -111,35 +135,46 @@ def teacher_outputs(
     levels = teacher.model.head_in_features
     maps = [features[name] for name in levels]
     if requires & {"dense_logits", "logits"}:
-        logits = _class_logits(teacher, maps)
+        logits, statistics = _class_logits(teacher, maps, required.cross_head)
+        outputs["cls_statistics"] = dict(zip(levels, statistics))
         outputs["dense_logits"] = dict(zip(levels, logits))
         if "logits" in requires and regions is not None:
-            outputs["logits"] = _gather(regions, logits)
-    if requires & {"deltas", "box_bins"}:
-        boxes = _box_maps(teacher, maps)
+            outputs["logits"] = gather(regions, logits)
+    if requires & _BOX_OUTPUTS:
+        boxes, statistics = _box_maps(teacher, maps, required.cross_head)
+        outputs["box_statistics"] = dict(zip(levels, statistics))
         if regions is not None:
-            outputs.update(_box_outputs(_gather(regions, boxes)))
+            outputs.update(_box_outputs(gather(regions, boxes)))
+            outputs.update(_dense_boxes(regions, boxes, required))
     return DetectorOutputs(features=features, **outputs)
 
 
-def _class_logits(teacher: FrozenTeacher, features: list[Tensor]) -> list[Tensor]:
-    """Run the class branch alone: (N, A * K, H, W) for each level."""
+def _class_logits(
+    teacher: FrozenTeacher, features: list[Tensor], cross_head: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Run the class branch alone: (N, A * K, H, W) for each level; statistics for a cross-head."""
+    if cross_head:
+        return teacher_class_branch(teacher, features, cross_head)
     head = teacher.model.head
     with teacher.computing():
         if detector_of(teacher.model).has_box_bins:
-            return teacher.as_float32(head.class_logits(features))
-        return teacher.as_float32([head.cls_score(head.cls_subnet(x)) for x in features])
+            return teacher.as_float32(head.class_logits(features)), []
+        return teacher.as_float32([head.cls_score(head.cls_subnet(x)) for x in features]), []
 
 
-def _box_maps(teacher: FrozenTeacher, features: list[Tensor]) -> list[Tensor]:
-    """Run the box branch alone, without centerness: (N, A * D, H, W) for each level."""
+def _box_maps(
+    teacher: FrozenTeacher, features: list[Tensor], cross_head: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Run the box branch alone, without centerness; (N, A * D, H, W) for each level, and so on."""
+    if cross_head:
+        return teacher_box_branch(teacher, features, cross_head)
     head = teacher.model.head
     with teacher.computing():
         if detector_of(teacher.model).has_box_bins:
-            return teacher.as_float32(head.box_bins(features))
+            return teacher.as_float32(head.box_bins(features)), []
         if isinstance(head, ScaledFCOSHead):
-            return teacher.as_float32(head.box_deltas(features))
-        return teacher.as_float32([head.bbox_pred(head.bbox_subnet(x)) for x in features])
+            return teacher.as_float32(head.box_deltas(features)), []
+        return teacher.as_float32([head.bbox_pred(head.bbox_subnet(x)) for x in features]), []
 
 
 def _detection_losses(
@@ -163,81 +198,41 @@ def _student_outputs(
     student: DenseDetector,
     features: dict[str, Tensor],
     predictions: tuple[list[Tensor], ...],
-    positives: list["LevelPositives"],
+    positives: list[LevelPositives],
+    required: RequiredOutputs,
 ) -> DetectorOutputs:
-    """The student's maps, and its head's rows of the positives."""
+    """The features, the predictions, and their rows of positives and, if required, of anchors."""
     logits, boxes = predictions[:2]
     return DetectorOutputs(
         features=features,
         dense_logits=dict(zip(student.head_in_features, logits)),
-        logits=_gather(positives, logits),
-        **_box_outputs(_gather(positives, boxes)),
+        logits=gather(positives, logits),
+        **_box_outputs(gather(positives, boxes)),
+        **_dense_boxes(positives, boxes, required),
     )
+
+
+def _dense_boxes(
+    levels: list[LevelPositives], maps: list[Tensor], required: RequiredOutputs
+) -> dict[str, dict[str, Tensor]]:
+    """Those of dense_deltas and dense_box_bins that are required, from the box branch's maps."""
+    found = {}
+    if "dense_deltas" in required.requires:
+        found["dense_deltas"] = {x.name: _deltas(x.all_of_map(m)) for x, m in zip(levels, maps)}
+    if "dense_box_bins" in required.requires:
+        found["dense_box_bins"] = {
+            x.name: x.all_of_map(m).unflatten(2, (4, -1)) for x, m in zip(levels, maps)
+        }
+    return found
+
+
+def _deltas(rows: Tensor) -> Tensor:
+    """Rows (..., 4) of deltas as they are, those (..., 4 * E) of bins by their expectation."""
+    return rows if rows.shape[-1] == 4 else expected_distance(rows.unflatten(-1, (4, -1)))
 
 
 def _box_outputs(rows: Tensor) -> dict[str, Tensor]:
     """The fields of DetectorOutputs in rows (R, 4) of deltas or (R, 4 * E) of bins."""
     if rows.shape[1] == 4:
         return {"deltas": rows}
-    bins = rows.unflatten(1, (4, -1))
-    return {"deltas": expected_distance(bins), "box_bins": bins}
-
-
-class LevelPositives(NamedTuple):
-    """Where the student's positives of one level lie, in any detector's map of that level.
-
-    Attributes:
-        name: of the level.
-        size: (H, W).
-        first: index of the level's first anchor among all levels' anchors.
-        anchors_per_cell: A.
-        image: (R of this level,) index of each positive's image.
-        anchor: (R of this level,) index of its anchor among the level's.
-    """
-
-    name: str
-    size: torch.Size
-    first: int
-    anchors_per_cell: int
-    image: Tensor
-    anchor: Tensor
-
-    def of_map(self, x: Tensor) -> Tensor:
-        """Gather this level's rows, of length D, from (N, A * D, H, W)."""
-        if x.shape[-2:] != self.size:
-            raise PairMismatchError(
-                f"level {self.name!r} is {tuple(self.size)} (height, width) in the student and "
-                f"{tuple(x.shape[-2:])} in the teacher: both must have the same strides and pad "
-                "images to the same multiple"
-            )
-        per_cell = self.anchors_per_cell
-        # Anchors are counted within a cell first, channels within an anchor first.
-        rows = x.flatten(2).unflatten(1, (per_cell, -1))
-        return rows[self.image, self.anchor % per_cell, :, self.anchor // per_cell]
-
-
-def _find_positives(
-    student: DenseDetector, maps: list[Tensor], anchors: list[Boxes], labels: Tensor
-) -> list[LevelPositives]:
-    """From ``labels`` (N, anchors of all levels): 0..K-1, K for background, -1 for ignored."""
-    positive = (labels >= 0) & (labels < student.num_classes)
-    lengths = [len(a) for a in anchors]
-    firsts = [sum(lengths[:i]) for i in range(len(lengths))]
-    levels = zip(student.head_in_features, maps, lengths, firsts, positive.split(lengths, dim=1))
-    return [
-        LevelPositives(
-            name, x.shape[-2:], first, length // x[0, 0].numel(), *found.nonzero().unbind(1)
-        )
-        for name, x, length, first, found in levels
-    ]
-
-
-def _gather(positives: list[LevelPositives], maps: list[Tensor]) -> Tensor:
-    """(R, D) from (N, A * D, H, W) of each level: the same rows of either detector."""
-    return torch.cat([level.of_map(x) for level, x in zip(positives, maps)])
-
-
-def _rows_of_all_levels(positives: list[LevelPositives]) -> tuple[Tensor, Tensor]:
-    """Index (R,), (R,) of image and anchor into tensors over all levels' anchors."""
-    image = torch.cat([level.image for level in positives])
-    return image, torch.cat([level.anchor + level.first for level in positives])
+    return {"deltas": _deltas(rows), "box_bins": rows.unflatten(1, (4, -1))}

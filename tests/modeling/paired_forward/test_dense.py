@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+from d2kd.modeling.meta_arch.gfl.losses import expected_distance
 from d2kd.modeling.paired_forward.dense import forward_pair_dense
 from d2kd.modeling.paired_forward.registry import RequiredOutputs, get_paired_forward
 from d2kd.modeling.teacher import FrozenTeacher
@@ -74,6 +75,7 @@ def test_student_head_runs_and_labels_once(name):
         ({"features", "dense_logits"}, ["cls_subnet", "cls_score"], ["dense_logits"]),
         ({"logits"}, ["cls_subnet", "cls_score"], ["dense_logits", "logits"]),
         ({"deltas"}, ["bbox_subnet", "bbox_pred"], ["deltas"]),
+        ({"dense_deltas"}, ["bbox_subnet", "bbox_pred"], ["deltas", "dense_deltas"]),
         (
             {"dense_logits", "logits", "deltas"},
             ["cls_subnet", "cls_score", "bbox_subnet", "bbox_pred"],
@@ -240,3 +242,32 @@ def test_a_teacher_with_other_level_sizes_is_refused():
     teacher.model.backbone.forward = lambda x: type(backbone).forward(backbone, x[:, :, :64])
     with pytest.raises(ValueError, match="'p3'.*teacher"):
         _observe(student, teacher, make_batch())
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_rows_of_all_anchors_are_in_the_detectors_own_order(name):
+    student, teacher = build_dense(name), build_dense(name, seed=1)
+    required = {"dense_logits", "dense_deltas"} | ({"dense_box_bins"} if name == "GFL" else set())
+    _, step = _observe(student, FrozenTeacher(teacher), make_batch(), required)
+    maps = [step.student.features[level] for level in student.head_in_features]
+    boxes = student.anchor_generator(maps)
+    labels, _ = student.label_anchors(boxes, [x["instances"] for x in make_batch()])
+    for found, expected in zip(step.anchors.values(), boxes):
+        assert torch.equal(found.boxes, expected.tensor)
+    valid = torch.cat([x.valid for x in step.anchors.values()], dim=1)
+    assert torch.equal(valid, torch.stack(labels) >= 0)
+    assert valid.all() == (name != "RetinaNet"), "ignored anchors must be in this test"
+    for model, outputs in ((student, step.student), (teacher, step.teacher)):
+        predictions = model.head([outputs.features[level] for level in model.head_in_features])
+        width = 4 * model.head.num_bins if name == "GFL" else 4
+        _, rows = model._transpose_dense_predictions(predictions[:2], [K, width])
+        if name == "GFL":
+            bins = [x.unflatten(2, (4, -1)) for x in rows]
+            for found, expected in zip(outputs.dense_box_bins.values(), bins):
+                torch.testing.assert_close(found, expected)
+            rows = [expected_distance(x) for x in bins]
+        assert list(outputs.dense_deltas) == list(step.anchors) == model.head_in_features
+        for found, expected in zip(outputs.dense_deltas.values(), rows):
+            torch.testing.assert_close(found, expected)
+    _, step = _observe(student, FrozenTeacher(teacher), make_batch(), {"logits", "deltas"})
+    assert not any(x.dense_deltas or x.dense_box_bins for x in (step.student, step.teacher))

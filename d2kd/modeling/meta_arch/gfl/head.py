@@ -80,8 +80,12 @@ class GFLHead(RetinaNetHead):
 
     def box_bins(self, features: list[Tensor]) -> list[Tensor]:
         """The box branch alone: (N, 4 * E, H, W) of each level, in the order of :meth:`forward`."""
+        return self.predict_bins([self.bbox_subnet(x) for x in features])
+
+    def predict_bins(self, branch: list[Tensor]) -> list[Tensor]:
+        """The last layer of the box branch, from what its convolutions gave on each level."""
         scales = self.scales.unbind()
-        return [self.bbox_pred(self.bbox_subnet(x)) * scale for x, scale in zip(features, scales)]
+        return [self.bbox_pred(x) * scale for x, scale in zip(branch, scales)]
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
