@@ -4,6 +4,8 @@
 import logging
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
 
@@ -12,14 +14,19 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..utils.errors import WeightsError
+from ..utils.errors import D2kdError, WeightsError
+from ..utils.text import first_line
+from .fingerprint import recorded_classes
+from .wrapping import describe_content, find_state_dict, strip_prefix
 
 __all__ = [
     "Loaded",
     "UnreachableError",
+    "UnwrappingCheckpointer",
     "resolve_weights",
     "load_weights_strict",
     "load_weights",
+    "read_weights",
     "safe_load",
 ]
 
@@ -59,23 +66,63 @@ class Loaded(NamedTuple):
         missing: of the model, not in the file.
         wrong_shape: in the file with another shape; each name with both shapes.
         unexpected: of the file, not in the model.
+        contains: what the file holds, for messages.
+        classes: names of the classes that the weights were trained on; empty where not recorded.
     """
 
     matched: list[str]
     missing: list[str]
     wrong_shape: list[str]
     unexpected: list[str]
+    contains: str = ""
+    classes: tuple[str, ...] = ()
 
 
-class _ReportingCheckpointer(DetectionCheckpointer):
-    """DetectionCheckpointer that keeps what it could not match.
+class UnwrappingCheckpointer(DetectionCheckpointer):
+    """DetectionCheckpointer that finds weights under other names, and keeps what it matched.
 
-    Detectron2 only logs that; its private ``_load_model`` returns it.
+    Detectron2 reads "model" or a bare state_dict. Other programs write "state_dict", or "module."
+    before every name. What was matched it only logs; its private ``_load_model`` returns it.
+
+    Attributes:
+        loaded: how the last file fitted; None before the first.
     """
 
+    loaded: Loaded | None = None
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """Read a file; "model" is then the one state_dict in it, under the model's own names.
+
+        Raises:
+            WeightsError: no state_dict is in it, or it is not clear which is meant.
+        """
+        content = super()._load_file(filename)
+        if filename.endswith((".pkl", ".pyth")):  # of one program each, which Detectron2 knows
+            self._contains = describe_content(content.get("model"))
+            return content
+        # Detectron2 takes what has no "model" for a bare state_dict.
+        inside = content["model"] if set(content) <= {"model", "matching_heuristics"} else content
+        where, state = find_state_dict(inside)
+        self._contains = describe_content(inside)
+        prefix, state = strip_prefix(state, self.model.state_dict())
+        if where not in ("", "model") or prefix:
+            logger.info("%s: the weights are those of %r", filename, f"{where}:{prefix}*")
+        return {**content, "model": state}
+
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        self.incompatible = super()._load_model(checkpoint)
-        return self.incompatible
+        found = super()._load_model(checkpoint)
+        shapes = {name: (file, ours) for name, file, ours in found.incorrect_shapes}
+        # Detectron2 also counts a tensor of another shape as missing.
+        missing = [name for name in found.missing_keys if name not in shapes]
+        lacking = {*missing, *shapes}
+        self.loaded = Loaded(
+            matched=[name for name in self.model.state_dict() if name not in lacking],
+            missing=missing,
+            wrong_shape=[f"{name}: file {a}, model {b}" for name, (a, b) in shapes.items()],
+            unexpected=list(found.unexpected_keys),
+            contains=self._contains,
+        )
+        return found
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -131,9 +178,27 @@ def resolve_weights(weights: str, key: str) -> str:
         safe_load(file)
     except Exception as error:
         raise WeightsError(
-            f"{key} {weights} cannot be read as a checkpoint of weights alone: {error}"
+            f"{key} {weights} cannot be read as a checkpoint of weights alone: {first_line(error)}"
         ) from error
     return path
+
+
+@contextmanager
+def read_weights(key: str, weights: str) -> Iterator[None]:
+    """Turn what goes wrong while a checkpoint is loaded into an error that names key and file.
+
+    Raises:
+        WeightsError: in place of any other exception.
+    """
+    try:
+        yield
+    except D2kdError as error:
+        named = isinstance(error, WeightsError) and weights not in str(error)
+        raise WeightsError(f"{key} {weights}: {error}") if named else error from error
+    except Exception as error:  # of torch, pickle, numpy or fvcore
+        raise WeightsError(
+            f"{key} {weights} cannot be loaded into the detector: {first_line(error)}"
+        ) from error
 
 
 def load_weights(model: nn.Module, path: str) -> Loaded:
@@ -143,22 +208,13 @@ def load_weights(model: nn.Module, path: str) -> Loaded:
         model: changed in place.
         path: from ``resolve_weights``.
     """
-    checkpointer = _ReportingCheckpointer(model)
-    checkpointer.load(path, checkpointables=[])
-    found = checkpointer.incompatible
-    shapes = {name: (file, ours) for name, file, ours in found.incorrect_shapes}
-    # Detectron2 also counts a tensor of another shape as missing.
-    missing = [name for name in found.missing_keys if name not in shapes]
-    lacking = {*missing, *shapes}
-    return Loaded(
-        matched=[name for name in model.state_dict() if name not in lacking],
-        missing=missing,
-        wrong_shape=[f"{name}: file {a}, model {b}" for name, (a, b) in shapes.items()],
-        unexpected=list(found.unexpected_keys),
-    )
+    checkpointer = UnwrappingCheckpointer(model)
+    extra = checkpointer.load(path, checkpointables=[])
+    assert checkpointer.loaded is not None
+    return checkpointer.loaded._replace(classes=recorded_classes(extra))
 
 
-def load_weights_strict(model: nn.Module, weights: str, path: str, whose: str) -> None:
+def load_weights_strict(model: nn.Module, weights: str, path: str, whose: str) -> Loaded:
     """Load all weights of a detector and log how many matched.
 
     Args:
@@ -172,10 +228,8 @@ def load_weights_strict(model: nn.Module, weights: str, path: str, whose: str) -
             which.
     """
     key, config = _KEYS[whose]
-    try:
+    with read_weights(key, weights):
         loaded = load_weights(model, path)
-    except Exception as error:
-        raise WeightsError(f"{key} {weights} cannot be read as a checkpoint: {error}") from error
     lists = {
         "missing": loaded.missing,
         "wrong shape": loaded.wrong_shape,
@@ -187,5 +241,7 @@ def load_weights_strict(model: nn.Module, weights: str, path: str, whose: str) -
     logger.info(report)
     if loaded.missing or loaded.wrong_shape:
         details = [f"  {what}: {name}" for what, names in lists.items() for name in names[:10]]
+        details.append(f"  the file holds {loaded.contains}")
         end = f"the {whose} is incomplete: {key} must belong to {config}"
         raise WeightsError("\n".join([report, *details, end]))
+    return loaded

@@ -36,6 +36,9 @@ def add_d2kd_config(cfg: CN) -> None:
     # Batches of IMS_PER_BATCH images whose gradients are averaged for one optimizer step, which is
     # one iteration. BASE_LR is not scaled: set it for IMS_PER_BATCH * ACCUMULATE_STEPS images.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # Train although the file of MODEL.WEIGHTS holds nothing of the student, or less than half of its
+    # backbone, which otherwise stops the training before its first step.
+    cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS = False
     # MODEL.FCOS, MODEL.GFL, and the nodes of detectors of your own.
     for row in DETECTORS.values():
         row.add_config(cfg)

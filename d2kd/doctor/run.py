@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 
+from ..checkpoint import starting_names
 from ..modeling import Distiller
 from . import model_checks, step_checks
 from .config_checks import check_device, check_output, read_config
@@ -79,9 +80,14 @@ def diagnose(
     notes.add(*findings)
     if model is None:
         return notes.findings
-    started, start = model_checks.load_start(cfg, model)
+    started, loaded, start = model_checks.load_start(cfg, model)
     notes.add(*model_checks.check_pixels(cfg), start)
-    fine = notes.add(model_checks.check_inherit(cfg, model))
+    inherited, inherit = model_checks.check_inherit(cfg, model)
+    fine = notes.add(inherit)
+    # Of a checkpoint that cannot be reached from here, nothing is known.
+    if started:
+        known = starting_names(loaded, inherited)
+        notes.add(*model_checks.check_frozen(cfg, model, known))
     if isinstance(model, Distiller):
         notes.add(model_checks.check_adapters(cfg, model))
     # Without data or starting weights, steps would show nothing about the training.

@@ -21,9 +21,12 @@ from ..checkpoint import (
     add_resume_hooks,
     build_checkpointer,
     build_run_state,
+    check_start,
+    describe_frozen_random,
     evaluate_step_before,
     init_from_teacher,
     remove_unfinished,
+    starting_names,
     write_student_config,
 )
 from ..data import build_mapper, build_train_loader
@@ -150,14 +153,25 @@ class DistillTrainer(BaseTrainer):
 
         Raises:
             ResumeError: there is a checkpoint to continue from, but it cannot be used.
-            WeightsError: MODEL.WEIGHTS cannot be used.
+            WeightsError: MODEL.WEIGHTS cannot be used, or holds too little of the student.
         """
         super().resume_or_load(resume=resume)
-        prefixes = self.cfg.DISTILL.STUDENT.INHERIT
         if self.checkpointer.resumed:
             self._run_state.warn_if_absent()
-        elif prefixes:
-            init_from_teacher(self.checkpointer.model, self._get_teacher(), prefixes)
+        else:
+            self._start()
+
+    def _start(self) -> None:
+        """Check MODEL.WEIGHTS, inherit from the teacher, and warn of what stays random for ever."""
+        cfg, student, loaded = self.cfg, self.checkpointer.model, self.checkpointer.loaded
+        if loaded:
+            check_start(cfg, loaded)
+        prefixes, inherited = cfg.DISTILL.STUDENT.INHERIT, []
+        if prefixes:
+            inherited = init_from_teacher(student, self._get_teacher(), prefixes)
+        frozen = describe_frozen_random(cfg, student, starting_names(loaded, inherited))
+        if frozen:
+            logger.warning(frozen)
 
     def state_dict(self) -> dict:
         """The trainer's state with the optimizer, which Detectron2 0.6 leaves out."""
