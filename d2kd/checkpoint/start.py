@@ -8,11 +8,18 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..config.timm import is_timm
+from ..data.class_names import class_names, same_class_names
 from ..utils.errors import WeightsError
 from ..utils.text import first_few
 from .weights import Loaded
 
-__all__ = ["check_start", "describe_frozen_random", "describe_start", "starting_names"]
+__all__ = [
+    "check_start",
+    "describe_frozen_random",
+    "describe_other_classes",
+    "describe_start",
+    "starting_names",
+]
 
 _KEY = "MODEL.ALLOW_UNMATCHED_WEIGHTS"
 
@@ -93,6 +100,17 @@ def describe_frozen_random(cfg: CfgNode, student: nn.Module, known: Collection[s
     return (
         f"{' and '.join(texts)} keep their random or neutral start for ever: no checkpoint sets "
         f"them, training does not. {_advise(cfg, *random)}"
+    )
+
+
+def describe_other_classes(cfg: CfgNode, loaded: Loaded) -> str:
+    """What a checkpoint was trained on where its classes are not those of the data sets; else ""."""
+    ours, theirs = class_names(cfg), loaded.classes
+    if not ours or not theirs or same_class_names(ours, theirs):
+        return ""
+    return (
+        f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} was trained on the classes {', '.join(theirs)}; those "
+        f"of the data sets are {', '.join(ours)}"
     )
 
 

@@ -69,6 +69,9 @@ def _add_network_keys(node: CN) -> None:
     node.TEACHER.CONFIG_FILE = ""
     # A path, URL, detectron2:// or d2kd:// address; "" is Detectron2's checkpoint of CONFIG_FILE.
     node.TEACHER.WEIGHTS = ""
+    # The names of the teacher's classes by index, compared with the student's. [] takes them from its
+    # checkpoint or else from the sets of its config.
+    node.TEACHER.CLASSES = []
     # The precision of the teacher: "student" (half under SOLVER.AMP, as the student), "float32",
     # "bfloat16" or "float16". Its outputs reach the losses in float32 (docs/precision.md).
     node.TEACHER.PRECISION = "student"

@@ -8,7 +8,12 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint.init_from_teacher import init_from_teacher
-from ..checkpoint.start import check_start, describe_frozen_random, describe_start
+from ..checkpoint.start import (
+    check_start,
+    describe_frozen_random,
+    describe_other_classes,
+    describe_start,
+)
 from ..checkpoint.weights import (
     Loaded,
     UnreachableError,
@@ -118,6 +123,10 @@ def load_start(cfg: CfgNode, model: nn.Module) -> tuple[bool, Loaded | None, Fin
         return False, None, warning("start", str(problem), advice)
     except D2kdError as problem:
         return False, None, error("start", str(problem))
+    others = describe_other_classes(cfg, loaded)
+    if others:
+        advice = "the heads start from other classes: is that what is meant?"
+        return True, loaded, warning("start", others, advice)
     return True, loaded, ok("start", describe_start(weights, loaded))
 
 

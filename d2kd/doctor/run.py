@@ -18,6 +18,7 @@ from .config_checks import check_device, check_output, read_config
 from .data_checks import check_data
 from .finding import Finding, Status, error
 from .step_budget import StepBudget
+from .teacher_checks import check_agreement, check_classes_of_pair
 from .trial_steps import TrialResult, run_steps
 
 __all__ = ["diagnose"]
@@ -89,9 +90,11 @@ def diagnose(
         known = starting_names(loaded, inherited)
         notes.add(*model_checks.check_frozen(cfg, model, known))
     if isinstance(model, Distiller):
-        notes.add(model_checks.check_adapters(cfg, model))
+        notes.add(model_checks.check_adapters(cfg, model), check_classes_of_pair(cfg, model))
     # Without data or starting weights, steps would show nothing about the training.
     if fine:
+        if isinstance(model, Distiller):
+            notes.add(check_agreement(cfg, model))
         budget = StepBudget(batches, images, began + SECONDS if _is_cpu(cfg) else math.inf)
         report_ratios = partial(step_checks.check_ratios, cfg, target=target, started=started)
         _try_steps(cfg, model, budget, report_ratios, notes)

@@ -23,13 +23,14 @@ from ..checkpoint import (
     build_run_state,
     check_start,
     describe_frozen_random,
+    describe_other_classes,
     evaluate_step_before,
     init_from_teacher,
     remove_unfinished,
     starting_names,
     write_student_config,
 )
-from ..data import build_mapper, build_train_loader
+from ..data import build_mapper, build_train_loader, class_names
 from ..evaluation import build_evaluator
 from ..modeling.build import build_teacher, read_teacher_config
 from .base_trainer import BaseTrainer
@@ -90,9 +91,16 @@ class DistillTrainer(BaseTrainer):
     def _build_checkpointer(self) -> DetectionCheckpointer:
         model, trainer = unwrap(self.model), weakref.proxy(self)
         if not self.cfg.DISTILL.ENABLED:
-            return build_checkpointer(self.cfg, trainer, model)
+            return build_checkpointer(self.cfg, trainer, model, classes=class_names(self.cfg))
         teacher = model.teacher.fingerprint
-        return build_checkpointer(self.cfg, trainer, model.student, model.distill_losses, teacher)
+        return build_checkpointer(
+            self.cfg,
+            trainer,
+            model.student,
+            model.distill_losses,
+            teacher,
+            classes=class_names(self.cfg),
+        )
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks and those of the distillation losses.
@@ -166,6 +174,8 @@ class DistillTrainer(BaseTrainer):
         cfg, student, loaded = self.cfg, self.checkpointer.model, self.checkpointer.loaded
         if loaded:
             check_start(cfg, loaded)
+            if describe_other_classes(cfg, loaded):
+                logger.warning("%s: heads start from others", describe_other_classes(cfg, loaded))
         prefixes, inherited = cfg.DISTILL.STUDENT.INHERIT, []
         if prefixes:
             inherited = init_from_teacher(student, self._get_teacher(), prefixes)

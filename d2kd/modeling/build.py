@@ -121,7 +121,7 @@ def build_teacher(
     # Of the very file that is read next: it may be replaced while the student trains.
     fingerprint = {"weights": weights, "sha256": sha256(path)}
     model = build_model(teacher_cfg)
-    load_weights_strict(model, weights, path, "teacher")
+    loaded = load_weights_strict(model, weights, path, "teacher")
     return FrozenTeacher(
         model,
         swap_channels=len(formats) > 1,
@@ -129,4 +129,5 @@ def build_teacher(
         compiled=compiled,
         precision=precision,
         fingerprint=fingerprint,
+        classes=loaded.classes,
     )

@@ -6,7 +6,7 @@ Shape shorthand in this file:
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ class FrozenTeacher(nn.Module):
         compiled: bool = False,
         precision: str = "student",
         fingerprint: dict[str, str] | None = None,
+        classes: Sequence[str] = (),
     ):
         """
         Layout, compilation and precision change the computed values by rounding alone.
@@ -44,11 +45,13 @@ class FrozenTeacher(nn.Module):
             compiled: run the backbone through torch.compile, with its weights as constants.
             precision: DISTILL.TEACHER.PRECISION.
             fingerprint: "weights" and "sha256" of the file that was loaded.
+            classes: the names that this file records; empty if none.
         """
         super().__init__()
         self.model = model.requires_grad_(False)
         self.swap_channels = swap_channels
         self.fingerprint = fingerprint or {}
+        self.classes = tuple(classes)
         self._reuses_student_inputs = False
         self._precision = precision
         on_cpu = model.device.type == "cpu"
