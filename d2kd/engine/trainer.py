@@ -153,7 +153,10 @@ class DistillTrainer(BaseTrainer):
         loop = self._trainer
         micro_steps = loop.micro_steps if isinstance(loop, AccumulatingTrainer) else ()
         folder = self.cfg.OUTPUT_DIR
-        with report_nonfinite_loss(unwrap(self.model), self.iter, folder, micro_steps):
+        model = unwrap(self.model)
+        with report_nonfinite_loss(
+            model, self.iter, folder, micro_steps, get_last_step=lambda: loop.last_step
+        ):
             super().run_step()
 
     def resume_or_load(self, resume: bool = True) -> None:
