@@ -4,7 +4,6 @@
 from collections.abc import Collection
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint.init_from_teacher import init_from_teacher
@@ -23,6 +22,7 @@ from ..checkpoint.weights import (
 )
 from ..modeling import Distiller
 from ..modeling.build import build_teacher, read_teacher_config
+from ..modeling.parts import build_detector
 from ..utils.errors import D2kdError, PairMismatchError, WeightsError
 from .finding import Finding, error, ok, warning
 
@@ -41,7 +41,7 @@ def build(cfg: CfgNode) -> tuple[nn.Module | None, list[Finding]]:
     """
     try:
         if not cfg.DISTILL.ENABLED:
-            return build_model(cfg).train(), [ok("teacher", "none: DISTILL.ENABLED is False")]
+            return build_detector(cfg).train(), [ok("teacher", "none: DISTILL.ENABLED is False")]
         model = Distiller(cfg).train()
     except (ValueError, OSError, KeyError, AssertionError) as problem:
         return None, [_build_error(problem)]

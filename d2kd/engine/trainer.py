@@ -33,6 +33,7 @@ from ..checkpoint import (
 from ..data import build_mapper, build_train_loader, class_names
 from ..evaluation import build_evaluator
 from ..modeling.build import build_teacher, read_teacher_config
+from ..modeling.parts import check_parts
 from .base_trainer import BaseTrainer
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
@@ -68,6 +69,7 @@ class DistillTrainer(BaseTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The Distiller, or Detectron2's model if not DISTILL.ENABLED."""
         if not cfg.DISTILL.ENABLED:
+            check_parts(cfg)
             return super().build_model(cfg)
         return META_ARCH_REGISTRY.get("Distiller")(cfg)
 

@@ -111,7 +111,12 @@ class FrozenTeacher(nn.Module):
         """The batch normalised and padded as the teacher was trained."""
         if self.swap_channels:
             batch = [{"image": x["image"].flip(0)} for x in batch]
-        return self.model.preprocess_image(batch)
+        if hasattr(self.model, "preprocess_image"):
+            return self.model.preprocess_image(batch)
+        # Detectron2's ProposalNetwork and, in 0.6, SemanticSegmentor do this in their forward.
+        model = self.model
+        images = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in batch]
+        return ImageList.from_tensors(images, model.backbone.size_divisibility)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
