@@ -3,13 +3,11 @@
 
 import logging
 import os
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
@@ -17,6 +15,7 @@ from torch import nn
 from ..utils.errors import D2kdError, WeightsError
 from ..utils.text import first_line
 from .fingerprint import recorded_classes
+from .safe_load import safe_load
 from .wrapping import describe_content, find_state_dict, strip_prefix
 
 __all__ = [
@@ -36,21 +35,6 @@ logger = logging.getLogger(__name__)
 _KEYS = {
     "student": ("MODEL.WEIGHTS", "--config-file"),
     "teacher": ("DISTILL.TEACHER.WEIGHTS", "DISTILL.TEACHER.CONFIG_FILE"),
-}
-
-# The classes that numpy arrays are unpickled with, under numpy's names before and since 2.0.
-_ARRAYS = {
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")
-        for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"))
-    ),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.numeric", "_frombuffer"),
 }
 
 
@@ -96,7 +80,9 @@ class UnwrappingCheckpointer(DetectionCheckpointer):
         Raises:
             WeightsError: no state_dict is in it, or it is not clear which is meant.
         """
-        content = super()._load_file(filename)
+        content = (
+            _read_pickle(filename) if filename.endswith(".pkl") else super()._load_file(filename)
+        )
         if filename.endswith((".pkl", ".pyth")):  # of one program each, which Detectron2 knows
             self._contains = describe_content(content.get("model"))
             return content
@@ -125,28 +111,17 @@ class UnwrappingCheckpointer(DetectionCheckpointer):
         return found
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles arrays, as in the model zoo's .pkl files, and refuses what could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ARRAYS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(
-            f"it holds {module}.{name}, not only arrays: loading it could run code"
-        )
-
-
-def safe_load(path: str) -> Any:
-    """Read a local checkpoint without running code from it.
-
-    Raises:
-        Exception: of torch, pickle, zipfile or the system, if it cannot be read.
-    """
-    if path.endswith(".pkl"):
-        with open(path, "rb") as file:
-            return _ArraysOnly(file, encoding="latin1").load()
-    # Old releases of torch load any pickle unless told not to.
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _read_pickle(path: str) -> dict[str, Any]:
+    """The content of a model zoo's .pkl, as Detectron2 gives it, but unpickled safely."""
+    content = safe_load(path)
+    if not isinstance(content, dict):
+        raise WeightsError(f"it holds {describe_content(content)}, not a dict of arrays")
+    if "model" in content and "__author__" in content:
+        return content
+    # Detectron1's detectors have "blobs", its ImageNet networks have not.
+    blobs = content.get("blobs", content)
+    state = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
+    return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 def resolve_weights(weights: str, key: str) -> str:
