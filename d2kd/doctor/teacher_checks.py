@@ -15,7 +15,7 @@ from ..data.class_names import class_names, same_class_names
 from ..modeling import Distiller
 from ..modeling.build import read_teacher_config
 from ..modeling.class_names import compares_classes, teacher_class_names
-from .finding import Finding, ok, warning
+from .finding import Finding, error, ok, warning
 
 __all__ = ["Agreement", "check_agreement", "check_classes_of_pair", "compare"]
 
@@ -131,7 +131,11 @@ def _truth(record: dict[str, Any]) -> tuple[torch.Tensor, list[int]]:
 def check_agreement(cfg: CfgNode, model: Distiller) -> Finding:
     """Compare the teacher's boxes with the ground truth of a few training images."""
     check = "teacher's boxes"
-    found = compare(cfg, model)
+    try:
+        found = compare(cfg, model)
+    except Exception as problem:  # of a teacher of one's own, or of its INPUT keys
+        text = f"the teacher fails on a training image: {type(problem).__name__}: {problem}"
+        return error(check, text)
     if found is None or not found.objects:
         return ok(check, "not compared with the ground truth: the teacher or the data has none")
     theirs = teacher_class_names(cfg, read_teacher_config(cfg), model.teacher.classes)

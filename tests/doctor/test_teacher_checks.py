@@ -59,3 +59,12 @@ def test_unknown_names_are_remarked(setup):
 def test_features_alone_need_no_names(setup):
     found = examine(setup[0], "DISTILL.LOSSES", "['feature']")["class names"]
     assert "no enabled loss compares" in found.text
+
+
+def test_a_teacher_that_fails_is_an_error_of_its_own(setup, monkeypatch):
+    def compare(cfg, model):
+        raise KeyError("proposals")
+
+    monkeypatch.setattr(teacher_checks, "compare", compare)
+    found = examine(setup[0])["teacher's boxes"]
+    assert found.status is Status.ERROR and "KeyError: 'proposals'" in found.text
