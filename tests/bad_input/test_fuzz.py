@@ -18,7 +18,7 @@ from d2kd.config.load import all_keys, load_config
 from d2kd.utils.errors import D2kdError
 from tests.common.helpers import plain_cfg
 
-SHORT, LONG_SECONDS = 150, 100.0
+SHORT, LONG_SECONDS = 150, 60.0
 SECONDS, MEGABYTES = 5.0, 500
 PIECES = [
     "&a ", "*a", "[*a, *a]", "!!python/object/apply:os.mkdir [spoilt]", "{", "}", "[" * 300, ": ",
@@ -77,7 +77,7 @@ def _checkpoint(rng, folder, files, model):
 
 def _files(model):
     """Small checkpoints in every format: zip, torch before 1.6, Caffe2's pickles."""
-    state = {name: value[:1].clone() for name, value in list(model.state_dict().items())[:6]}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
     for old in (False, True):
         buffer = io.BytesIO()
         torch.save({"model": state}, buffer, _use_new_zipfile_serialization=not old)
