@@ -32,8 +32,7 @@ from ..checkpoint import (
 )
 from ..data import build_mapper, build_train_loader, class_names
 from ..evaluation import build_evaluator
-from ..modeling.build import build_teacher, read_teacher_config
-from ..modeling.parts import check_parts
+from ..modeling.build import build_teacher, check_parts, read_teacher_config
 from .base_trainer import BaseTrainer
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt

@@ -19,7 +19,7 @@ from .compatibility import check_two_stage
 from .parts import build_detector, check_parts
 from .teacher import FrozenTeacher
 
-__all__ = ["build_student", "build_teacher", "read_teacher_config"]
+__all__ = ["build_student", "build_teacher", "check_parts", "read_teacher_config"]
 
 
 def build_student(cfg: CfgNode) -> nn.Module:
