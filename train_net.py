@@ -3,7 +3,7 @@
 """Train a detector, with or without a teacher, or evaluate it.
 
     python train_net.py --config-file configs/coco/TAR/faster_rcnn_R_50_from_R_101_FPN_1x.yaml \\
-        [--num-gpus 8] [--resume] [--eval-only] [KEY VALUE ...]
+        [--num-gpus 8] [--resume] [--eval-only] [--eval-teacher [AP]] [KEY VALUE ...]
     torchrun --nproc_per_node 8 train_net.py --config-file ...
 
 The options are those of Detectron2's tools/train_net.py. The keys DISTILL.* of the config name the
@@ -12,6 +12,7 @@ it), with exit status 2.
 """
 
 import os
+from argparse import Namespace
 from collections import OrderedDict
 
 # OpenMP's threads wait for each other by spinning. Where other programs use the CPU too, they spin
@@ -25,6 +26,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from d2kd import DistillTrainer
+from d2kd.checkpoint import describe_other_classes
 from d2kd.checkpoint.last_checkpoint import find_last
 from d2kd.checkpoint.output_dir import prepare_output
 from d2kd.checkpoint.weights import load_weights_strict, resolve_weights
@@ -35,8 +37,9 @@ from d2kd.engine.distributed.launch import add_launch_options, launch
 from d2kd.engine.interrupt import interruptible
 from d2kd.evaluation import check_test_sets, verify_expected_results
 from d2kd.modeling.build import build_teacher, read_teacher_config
+from d2kd.modeling.class_names import check_class_names, teacher_class_names
 from d2kd.utils.command_line import exit_on_user_error
-from d2kd.utils.errors import ConfigError
+from d2kd.utils.errors import ConfigError, PairMismatchError, WeightsError
 
 
 def setup(args) -> CfgNode:
@@ -60,7 +63,10 @@ def eval_student(cfg: CfgNode, resume: bool) -> OrderedDict:
     plain.defrost()
     plain.DISTILL.ENABLED = False
     model = DistillTrainer.build_model(plain)
-    load_weights_strict(model, weights, path, "student")
+    loaded = load_weights_strict(model, weights, path, "student")
+    others = describe_other_classes(cfg, loaded)
+    if others:
+        raise WeightsError(f"{others}: set DATASETS.TEST to sets of its classes, in their order")
     return DistillTrainer.test_all(plain, model)
 
 
@@ -89,10 +95,17 @@ def find_student(cfg: CfgNode, resume: bool) -> tuple[str, str]:
     return cfg.MODEL.WEIGHTS, resolve_weights(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
 
 
-def eval_teacher(cfg: CfgNode) -> OrderedDict:
+def eval_teacher(cfg: CfgNode, least: float | None = None) -> OrderedDict:
     """Evaluate the teacher on the student's test sets, with its own INPUT keys.
 
     The random streams are not advanced: a training that follows is the same with and without this.
+
+    Args:
+        cfg: the student's.
+        least: the AP that the teacher must have on every test set.
+
+    Raises:
+        PairMismatchError: its classes are not those of the data sets, or its AP is lower.
     """
     teacher_cfg = read_teacher_config(cfg)
     # The same images, the same number of detections and the same metrics as the student's.
@@ -100,14 +113,68 @@ def eval_teacher(cfg: CfgNode) -> OrderedDict:
     teacher_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "teacher")
     with torch.random.fork_rng(devices=[]):
         teacher = build_teacher(teacher_cfg, teacher_cfg.INPUT.FORMAT)
-        return DistillTrainer.test(teacher_cfg, teacher.model)
+        # Its boxes are counted class by class, whatever the losses compare.
+        classes = teacher_class_names(cfg, read_teacher_config(cfg), teacher.classes)
+        check_class_names(cfg, classes, frozenset({"logits"}))
+        results = DistillTrainer.test(teacher_cfg, teacher.model)
+    if least is not None:
+        check_teacher_ap(results, least, teacher_cfg.MODEL.WEIGHTS)
+    return results
+
+
+def check_teacher_ap(results: OrderedDict, least: float, weights: str) -> None:
+    """Stop every process if the teacher's AP on a test set is too low.
+
+    Args:
+        results: of ``DistillTrainer.test``; empty in all processes but the first.
+        least: what --eval-teacher asks for.
+        weights: the teacher's, for the message.
+
+    Raises:
+        PairMismatchError: it is; names each AP.
+    """
+    found = {"": results} if "bbox" in results else results
+    aps = {name: tasks["bbox"]["AP"] for name, tasks in found.items() if "bbox" in tasks}
+    problem = ""
+    if comm.is_main_process() and not (aps and all(ap >= least for ap in aps.values())):
+        got = ", ".join(f"{ap:.1f} {name and f'on {name}'}".strip() for name, ap in aps.items())
+        problem = (
+            f"the teacher's box AP is {got or 'not measured'}, below the {least:g} that "
+            f"--eval-teacher asks for: check DISTILL.TEACHER.WEIGHTS {weights} and the order of "
+            "its classes, or lower --eval-teacher"
+        )
+    problem = comm.all_gather(problem)[0]
+    if problem:
+        raise PairMismatchError(problem)
+
+
+def parse_args() -> Namespace:
+    """Read the command line; the AP after --eval-teacher may be left out."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--eval-teacher",
+        nargs="?",
+        const="",
+        metavar="AP",
+        help="evaluate the teacher before anything else; below this AP, if one is given, stop",
+    )
+    add_launch_options(parser)
+    args = parser.parse_args()
+    word, args.least_teacher_ap = args.eval_teacher, None
+    args.eval_teacher = word is not None
+    if word:
+        try:
+            args.least_teacher_ap = float(word)
+        except ValueError:  # it is the first KEY
+            args.opts.insert(0, word)
+    return args
 
 
 def main(args):
     """Train or evaluate, in this process; several processes each call it."""
     cfg = setup(args)
     if args.eval_teacher:
-        eval_teacher(cfg)
+        eval_teacher(cfg, args.least_teacher_ap)
     if args.eval_only:
         results = eval_student(cfg, args.resume)
         if comm.is_main_process():
@@ -120,11 +187,6 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = default_argument_parser()
-    parser.add_argument(
-        "--eval-teacher", action="store_true", help="evaluate the teacher before anything else"
-    )
-    add_launch_options(parser)
-    args = parser.parse_args()
+    args = parse_args()
     with exit_on_user_error(args.traceback):
         launch(main, args, load_config(args.config_file, args.opts), (args,))

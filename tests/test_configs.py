@@ -10,6 +10,7 @@ import yaml
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
+from d2kd.checkpoint.weights import Loaded
 from d2kd.config.defaults import add_d2kd_config
 from d2kd.config.student import student_config
 from d2kd.engine import build_schedule
@@ -31,7 +32,7 @@ def at_the_root_without_weights(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(build, "resolve_weights", lambda weights, key: weights)
     monkeypatch.setattr(build, "sha256", lambda path: "")
-    monkeypatch.setattr(build, "load_weights_strict", lambda *_: None)
+    monkeypatch.setattr(build, "load_weights_strict", lambda *_: Loaded([], [], [], []))
     monkeypatch.setattr(timm_fpn, "_load", lambda *_: None)
 
 

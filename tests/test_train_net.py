@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 
 import train_net
-from d2kd.utils.errors import ConfigError, WeightsError
+from d2kd.utils.errors import ConfigError, PairMismatchError, WeightsError
 from tests.common import ROOT
 from tests.common.helpers import distill_cfg, plain_cfg, write_coco_set, write_teacher
 
@@ -156,3 +156,46 @@ def test_the_teacher_is_evaluated_in_its_own_format_and_leaves_the_random_stream
     ((cfg, model),) = evaluated
     assert (cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST) == ("RGB", 80)
     assert not model.training and cfg.OUTPUT_DIR.endswith("teacher")
+
+
+def test_a_teacher_below_the_threshold_stops_the_training(trained, tmp_path):
+    _, config, files, _ = trained
+    code, text = _call(config, "--eval-teacher", 90, "OUTPUT_DIR", tmp_path)
+    assert code == 2 and "Traceback" not in text
+    last = text.strip().splitlines()[-1]
+    assert "box AP is" in last and "below the 90 that --eval-teacher asks for: check" in last
+    assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    "words, least, opts",
+    [
+        (["--eval-teacher"], None, []),
+        (["--eval-teacher", "30.5"], 30.5, []),
+        (["--eval-teacher=30", "SEED", "2"], 30.0, ["SEED", "2"]),
+        (["--eval-teacher", "SEED", "2"], None, ["SEED", "2"]),
+        (["--eval-teacher", "--resume", "SEED", "2"], None, ["SEED", "2"]),
+    ],
+)
+def test_the_threshold_may_be_left_out(monkeypatch, words, least, opts):
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *words])
+    args = train_net.parse_args()
+    assert (args.eval_teacher, args.least_teacher_ap, args.opts) == (True, least, opts)
+
+
+@pytest.mark.parametrize("ap, stops", [(41.0, False), (39.0, True), (float("nan"), True)])
+def test_every_test_set_counts(ap, stops):
+    results = {"a": {"bbox": {"AP": 50.0}}, "b": {"bbox": {"AP": ap}}}
+    if not stops:
+        return train_net.check_teacher_ap(results, 40.0, "teacher.pth")
+    with pytest.raises(PairMismatchError, match=f"50.0 on a, {ap:.1f} on b, below the 40 that"):
+        train_net.check_teacher_ap(results, 40.0, "teacher.pth")
+
+
+def test_a_student_is_not_evaluated_on_classes_in_another_order(trained, tmp_path):
+    folder, config, _, _ = trained
+    content = torch.load(folder / "out" / "model_final.pth")
+    content["classes"]["names"].reverse()
+    torch.save(content, tmp_path / "other.pth")
+    code, text = _call(config, "--eval-only", "MODEL.WEIGHTS", tmp_path / "other.pth")
+    assert code == 2 and "was trained on the classes class 3, class 2" in text

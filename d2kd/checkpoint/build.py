@@ -22,12 +22,13 @@ def build_checkpointer(
     student: nn.Module,
     distill_losses: nn.Module | None = None,
     teacher: dict[str, str] | None = None,
+    classes: Sequence[str] = (),
 ) -> RunCheckpointer:
     """The checkpointer of a run, without its random state (``build_run_state``).
 
     A checkpoint holds "model", the student alone under stock names; "trainer", with optimizer and
-    schedule; "config", the keys of the run; "run_state"; and if the run is distilled,
-    "distill_losses", with the adapters, and "teacher", the fingerprint of its weights.
+    schedule; "config", the keys of the run; "classes", their names; "run_state"; and if the run is
+    distilled, "distill_losses", with the adapters, and "teacher", the fingerprint of its weights.
 
     Args:
         cfg: the run's config.
@@ -35,12 +36,14 @@ def build_checkpointer(
         student: not wrapped in DistributedDataParallel.
         distill_losses, teacher: the loss modules and "weights" and "sha256" of the teacher's file;
             None for a baseline.
+        classes: names of the student's classes; empty if they are not known.
     """
     return RunCheckpointer(
         student,
         cfg.OUTPUT_DIR,
         trainer=trainer,
         config=ConfigFingerprint(cfg),
+        classes=classes,
         distill_losses=distill_losses,
         teacher=TeacherFingerprint(**teacher) if teacher is not None else None,
     )

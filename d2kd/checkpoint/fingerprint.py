@@ -2,7 +2,7 @@
 """What a run was trained with, saved in its checkpoints and compared when it is resumed."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,7 +12,13 @@ from ..config.load import all_keys
 from ..config.spelling import normalize, same_value
 from ..utils.errors import ResumeError
 
-__all__ = ["ConfigFingerprint", "TeacherFingerprint", "describe_changes"]
+__all__ = [
+    "ClassNames",
+    "ConfigFingerprint",
+    "TeacherFingerprint",
+    "describe_changes",
+    "recorded_classes",
+]
 
 # The groups of keys that decide what is learned, and from which images.
 _GROUPS = ("DISTILL", "INPUT", "MODEL", "SOLVER")
@@ -20,6 +26,7 @@ _GROUPS = ("DISTILL", "INPUT", "MODEL", "SOLVER")
 # long it is. The teacher's weights are compared by content, the images of a step by their number.
 _MAY_CHANGE = (
     "DISTILL.TEACHER.WEIGHTS",
+    "MODEL.ALLOW_UNMATCHED_WEIGHTS",
     "MODEL.DEVICE",
     "MODEL.WEIGHTS",
     "SOLVER.CHECKPOINT_PERIOD",
@@ -76,6 +83,43 @@ class TeacherFingerprint:
                 f"{state['sha256'][:12]}) and is resumed with {self.weights} ({self.sha256[:12]}): "
                 "set DISTILL.TEACHER.WEIGHTS back, or choose another OUTPUT_DIR"
             )
+
+
+class ClassNames:
+    """The names of a detector's classes; refuses to resume a run whose classes meant others."""
+
+    def __init__(self, names: Sequence[str]):
+        """
+        Args:
+            names: in the order of the class indices; empty where the data sets have none.
+        """
+        self.names = tuple(names)
+
+    def state_dict(self) -> dict[str, list[str]]:
+        return {"names": list(self.names)}
+
+    def load_state_dict(self, state: dict[str, list[str]]) -> None:
+        """Compare with a checkpoint; nothing is loaded.
+
+        Raises:
+            ResumeError: the checkpoint's classes are others, or in another order.
+        """
+        before = recorded_classes({"classes": state})
+        if before and self.names and before != self.names:
+            raise ResumeError(
+                f"this run was started with the classes {list(before)} and is resumed with "
+                f"{list(self.names)}: set DATASETS.TRAIN or the sets' CLASSES back, or choose "
+                "another OUTPUT_DIR"
+            )
+
+
+def recorded_classes(content: dict[str, Any]) -> tuple[str, ...]:
+    """The class names that a checkpoint of d2kd holds; empty for others."""
+    record = content.get("classes")
+    names = record.get("names") if isinstance(record, dict) else None
+    if not isinstance(names, (list, tuple)) or not all(isinstance(x, str) for x in names):
+        return ()
+    return tuple(names)
 
 
 def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

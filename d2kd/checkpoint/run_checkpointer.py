@@ -1,21 +1,20 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The checkpointer of a run: it writes whole files and resumes only what fits the config."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from ..utils.errors import ResumeError
 from .atomic_write import AtomicPathManager
-from .fingerprint import ConfigFingerprint, TeacherFingerprint, describe_changes
+from .fingerprint import ClassNames, ConfigFingerprint, TeacherFingerprint, describe_changes
 from .last_checkpoint import find_last
 from .output_dir import warn_if_used
-from .weights import resolve_weights
+from .weights import UnwrappingCheckpointer, read_weights, resolve_weights
 
 __all__ = ["RunCheckpointer", "save_step"]
 
@@ -29,7 +28,7 @@ def save_step(checkpointer: Checkpointer, iteration: int) -> None:
     checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
 
 
-class RunCheckpointer(DetectionCheckpointer):
+class RunCheckpointer(UnwrappingCheckpointer):
     """DetectionCheckpointer of the student, which refuses a checkpoint that does not fit.
 
     It does not resume a baseline as a distilled run or the reverse, nor either with another network
@@ -46,6 +45,7 @@ class RunCheckpointer(DetectionCheckpointer):
         *,
         trainer: Any,
         config: ConfigFingerprint,
+        classes: Sequence[str] = (),
         distill_losses: nn.Module | None = None,
         teacher: TeacherFingerprint | None = None,
     ):
@@ -55,10 +55,12 @@ class RunCheckpointer(DetectionCheckpointer):
             save_dir: OUTPUT_DIR.
             trainer: has the optimizer and saves its state.
             config: the values of this run's config.
+            classes: names of the student's classes; empty if they are not known.
             distill_losses: with the adapters' weights; None for a baseline.
             teacher: the fingerprint of the teacher; None for a baseline.
         """
-        parts = {"trainer": trainer, "config": config}
+        # Before the trainer: nothing has changed when the classes are refused.
+        parts = {"classes": ClassNames(classes), "trainer": trainer, "config": config}
         if teacher is not None:
             parts |= {"distill_losses": distill_losses, "teacher": teacher}
         super().__init__(student, save_dir, **parts)
@@ -88,6 +90,8 @@ class RunCheckpointer(DetectionCheckpointer):
                 warn_if_used(self.save_dir)
             if path:
                 resolve_weights(path, "MODEL.WEIGHTS")
+                with read_weights("MODEL.WEIGHTS", path):
+                    return super().resume_or_load(path, resume=resume)
         return super().resume_or_load(path, resume=resume)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:

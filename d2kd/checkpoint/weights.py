@@ -3,23 +3,29 @@
 
 import logging
 import os
-import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..utils.errors import WeightsError
+from ..utils.errors import D2kdError, WeightsError
+from ..utils.text import first_line
+from .fingerprint import recorded_classes
+from .safe_load import safe_load
+from .wrapping import describe_content, find_state_dict, strip_prefix
 
 __all__ = [
     "Loaded",
     "UnreachableError",
+    "UnwrappingCheckpointer",
     "resolve_weights",
     "load_weights_strict",
     "load_weights",
+    "read_weights",
     "safe_load",
 ]
 
@@ -29,21 +35,6 @@ logger = logging.getLogger(__name__)
 _KEYS = {
     "student": ("MODEL.WEIGHTS", "--config-file"),
     "teacher": ("DISTILL.TEACHER.WEIGHTS", "DISTILL.TEACHER.CONFIG_FILE"),
-}
-
-# The classes that numpy arrays are unpickled with, under numpy's names before and since 2.0.
-_ARRAYS = {
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")
-        for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"))
-    ),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.numeric", "_frombuffer"),
 }
 
 
@@ -59,47 +50,78 @@ class Loaded(NamedTuple):
         missing: of the model, not in the file.
         wrong_shape: in the file with another shape; each name with both shapes.
         unexpected: of the file, not in the model.
+        contains: what the file holds, for messages.
+        classes: names of the classes that the weights were trained on; empty where not recorded.
     """
 
     matched: list[str]
     missing: list[str]
     wrong_shape: list[str]
     unexpected: list[str]
+    contains: str = ""
+    classes: tuple[str, ...] = ()
 
 
-class _ReportingCheckpointer(DetectionCheckpointer):
-    """DetectionCheckpointer that keeps what it could not match.
+class UnwrappingCheckpointer(DetectionCheckpointer):
+    """DetectionCheckpointer that finds weights under other names, and keeps what it matched.
 
-    Detectron2 only logs that; its private ``_load_model`` returns it.
+    Detectron2 reads "model" or a bare state_dict. Other programs write "state_dict", or "module."
+    before every name. What was matched it only logs; its private ``_load_model`` returns it.
+
+    Attributes:
+        loaded: how the last file fitted; None before the first.
     """
+
+    loaded: Loaded | None = None
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """Read a file; "model" is then the one state_dict in it, under the model's own names.
+
+        Raises:
+            WeightsError: no state_dict is in it, or it is not clear which is meant.
+        """
+        content = (
+            _read_pickle(filename) if filename.endswith(".pkl") else super()._load_file(filename)
+        )
+        if filename.endswith((".pkl", ".pyth")):  # of one program each, which Detectron2 knows
+            self._contains = describe_content(content.get("model"))
+            return content
+        # Detectron2 takes what has no "model" for a bare state_dict.
+        inside = content["model"] if set(content) <= {"model", "matching_heuristics"} else content
+        where, state = find_state_dict(inside)
+        self._contains = describe_content(inside)
+        prefix, state = strip_prefix(state, self.model.state_dict())
+        if where not in ("", "model") or prefix:
+            logger.info("%s: the weights are those of %r", filename, f"{where}:{prefix}*")
+        return {**content, "model": state}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        self.incompatible = super()._load_model(checkpoint)
-        return self.incompatible
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles arrays, as in the model zoo's .pkl files, and refuses what could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ARRAYS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(
-            f"it holds {module}.{name}, not only arrays: loading it could run code"
+        found = super()._load_model(checkpoint)
+        shapes = {name: (file, ours) for name, file, ours in found.incorrect_shapes}
+        # Detectron2 also counts a tensor of another shape as missing.
+        missing = [name for name in found.missing_keys if name not in shapes]
+        lacking = {*missing, *shapes}
+        self.loaded = Loaded(
+            matched=[name for name in self.model.state_dict() if name not in lacking],
+            missing=missing,
+            wrong_shape=[f"{name}: file {a}, model {b}" for name, (a, b) in shapes.items()],
+            unexpected=list(found.unexpected_keys),
+            contains=self._contains,
         )
+        return found
 
 
-def safe_load(path: str) -> Any:
-    """Read a local checkpoint without running code from it.
-
-    Raises:
-        Exception: of torch, pickle, zipfile or the system, if it cannot be read.
-    """
-    if path.endswith(".pkl"):
-        with open(path, "rb") as file:
-            return _ArraysOnly(file, encoding="latin1").load()
-    # Old releases of torch load any pickle unless told not to.
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _read_pickle(path: str) -> dict[str, Any]:
+    """The content of a model zoo's .pkl, as Detectron2 gives it, but unpickled safely."""
+    content = safe_load(path)
+    if not isinstance(content, dict):
+        raise WeightsError(f"it holds {describe_content(content)}, not a dict of arrays")
+    if "model" in content and "__author__" in content:
+        return content
+    # Detectron1's detectors have "blobs", its ImageNet networks have not.
+    blobs = content.get("blobs", content)
+    state = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
+    return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 def resolve_weights(weights: str, key: str) -> str:
@@ -131,9 +153,27 @@ def resolve_weights(weights: str, key: str) -> str:
         safe_load(file)
     except Exception as error:
         raise WeightsError(
-            f"{key} {weights} cannot be read as a checkpoint of weights alone: {error}"
+            f"{key} {weights} cannot be read as a checkpoint of weights alone: {first_line(error)}"
         ) from error
     return path
+
+
+@contextmanager
+def read_weights(key: str, weights: str) -> Iterator[None]:
+    """Turn what goes wrong while a checkpoint is loaded into an error that names key and file.
+
+    Raises:
+        WeightsError: in place of any other exception.
+    """
+    try:
+        yield
+    except D2kdError as error:
+        named = isinstance(error, WeightsError) and weights not in str(error)
+        raise WeightsError(f"{key} {weights}: {error}") if named else error from error
+    except Exception as error:  # of torch, pickle, numpy or fvcore
+        raise WeightsError(
+            f"{key} {weights} cannot be loaded into the detector: {first_line(error)}"
+        ) from error
 
 
 def load_weights(model: nn.Module, path: str) -> Loaded:
@@ -143,22 +183,13 @@ def load_weights(model: nn.Module, path: str) -> Loaded:
         model: changed in place.
         path: from ``resolve_weights``.
     """
-    checkpointer = _ReportingCheckpointer(model)
-    checkpointer.load(path, checkpointables=[])
-    found = checkpointer.incompatible
-    shapes = {name: (file, ours) for name, file, ours in found.incorrect_shapes}
-    # Detectron2 also counts a tensor of another shape as missing.
-    missing = [name for name in found.missing_keys if name not in shapes]
-    lacking = {*missing, *shapes}
-    return Loaded(
-        matched=[name for name in model.state_dict() if name not in lacking],
-        missing=missing,
-        wrong_shape=[f"{name}: file {a}, model {b}" for name, (a, b) in shapes.items()],
-        unexpected=list(found.unexpected_keys),
-    )
+    checkpointer = UnwrappingCheckpointer(model)
+    extra = checkpointer.load(path, checkpointables=[])
+    assert checkpointer.loaded is not None
+    return checkpointer.loaded._replace(classes=recorded_classes(extra))
 
 
-def load_weights_strict(model: nn.Module, weights: str, path: str, whose: str) -> None:
+def load_weights_strict(model: nn.Module, weights: str, path: str, whose: str) -> Loaded:
     """Load all weights of a detector and log how many matched.
 
     Args:
@@ -172,10 +203,8 @@ def load_weights_strict(model: nn.Module, weights: str, path: str, whose: str) -
             which.
     """
     key, config = _KEYS[whose]
-    try:
+    with read_weights(key, weights):
         loaded = load_weights(model, path)
-    except Exception as error:
-        raise WeightsError(f"{key} {weights} cannot be read as a checkpoint: {error}") from error
     lists = {
         "missing": loaded.missing,
         "wrong shape": loaded.wrong_shape,
@@ -187,5 +216,7 @@ def load_weights_strict(model: nn.Module, weights: str, path: str, whose: str) -
     logger.info(report)
     if loaded.missing or loaded.wrong_shape:
         details = [f"  {what}: {name}" for what, names in lists.items() for name in names[:10]]
+        details.append(f"  the file holds {loaded.contains}")
         end = f"the {whose} is incomplete: {key} must belong to {config}"
         raise WeightsError("\n".join([report, *details, end]))
+    return loaded

@@ -36,6 +36,9 @@ def add_d2kd_config(cfg: CN) -> None:
     # Batches of IMS_PER_BATCH images whose gradients are averaged for one optimizer step, which is
     # one iteration. BASE_LR is not scaled: set it for IMS_PER_BATCH * ACCUMULATE_STEPS images.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # Train although the file of MODEL.WEIGHTS holds nothing of the student, or less than half of
+    # its backbone, which otherwise stops the training before its first step.
+    cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS = False
     # MODEL.FCOS, MODEL.GFL, and the nodes of detectors of your own.
     for row in DETECTORS.values():
         row.add_config(cfg)
@@ -49,8 +52,8 @@ def add_d2kd_config(cfg: CN) -> None:
     # with the teacher's ("union"). TAR lets both "interflow" without saying how; "student" is our
     # default.
     cfg.DISTILL.PROPOSALS = "student"
-    # Of a dense detector, how many of the last convolutions of the teacher's head the student's head
-    # features go through before they are compared (CrossKD: 1 of 4, on FCOS 2); 0: none, the
+    # Of a dense detector, how many of the last convolutions of the teacher's head the student's
+    # head features go through before they are compared (CrossKD: 1 of 4, on FCOS 2); 0: none, the
     # student's own predictions are compared. Both heads need the same width and depth.
     cfg.DISTILL.CROSS_HEAD = 0
     # With several processes, True divides the distillation losses by the mean over processes of
@@ -70,6 +73,9 @@ def _add_network_keys(node: CN) -> None:
     node.TEACHER.CONFIG_FILE = ""
     # A path, URL, detectron2:// or d2kd:// address; "" is Detectron2's checkpoint of CONFIG_FILE.
     node.TEACHER.WEIGHTS = ""
+    # The names of the teacher's classes by index, compared with the student's. [] takes them from
+    # its checkpoint or else from the sets of its config.
+    node.TEACHER.CLASSES = []
     # The precision of the teacher: "student" (half under SOLVER.AMP, as the student), "float32",
     # "bfloat16" or "float16". Its outputs reach the losses in float32 (docs/precision.md).
     node.TEACHER.PRECISION = "student"

@@ -3,16 +3,18 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
 from ..utils.errors import ConfigError
-from ..utils.text import did_you_mean
+from ..utils.text import did_you_mean, first_line
 from .defaults import add_d2kd_config
 from .unset_keys import refuse_unset_keys
 from .validation import check_config
+from .yaml_size import check_yaml_size
 
 __all__ = ["all_keys", "load_config", "merge_file", "merge_options"]
 
@@ -67,7 +69,10 @@ def merge_file(
             f"{named_by} {path} is not there (seen from {os.getcwd()}): set it to a yaml file"
         )
     try:
+        check_yaml_size(path, trusted)
         loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=trusted)
+    except ConfigError:
+        raise
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: a file of its _BASE_ is not there: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -76,15 +81,21 @@ def merge_file(
         raise ConfigError(f"{path}: {error}") from error
     except TypeError:  # fvcore's, of a file without any key
         loaded = None
+    except Exception as error:  # yaml's of dates and numbers that are none, and of deep nesting
+        raise ConfigError(
+            f"{path} is not a yaml file of plain values: {first_line(error)}"
+        ) from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} holds no keys: write them as 'KEY: value', one a line")
+    if not all(isinstance(key, str) for key in _every_key(loaded)):
+        raise ConfigError(f"{path}: a key is no word: write 'KEY: value', with KEY in letters")
     _check_groups(loaded, cfg, path)
     # Detectron2 renames the keys of older versions itself.
     if loaded.get("VERSION", cfg.VERSION) == cfg.VERSION:
         _refuse_unknown(cfg, list(_unknown_keys(loaded, cfg)), path)
     try:
         cfg.merge_from_file(path, allow_unsafe=trusted)
-    except (AssertionError, KeyError, ValueError) as error:
+    except Exception as error:  # of yacs, and of Python's parser of values
         raise ConfigError(f"{path}: {_readable(error)}") from error
 
 
@@ -106,7 +117,7 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     for key, value in zip(options[0::2], options[1::2]):
         try:
             cfg.merge_from_list([key, value])
-        except (AssertionError, KeyError, ValueError) as error:
+        except Exception as error:  # of yacs, and of Python's parser of values
             raise ConfigError(f"the command line: {_readable(error)}") from error
 
 
@@ -120,6 +131,13 @@ def _check_groups(loaded: dict, node: CfgNode, path: str, prefix: str = "") -> N
                     f"{prefix}{key}.{next(iter(group), 'NAME')}"
                 )
             _check_groups(loaded[key], group, path, f"{prefix}{key}.")
+
+
+def _every_key(node: dict) -> Iterator[Any]:
+    for key, value in node.items():
+        yield key
+        if isinstance(value, dict):
+            yield from _every_key(value)
 
 
 def _unknown_keys(loaded: dict, node: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -1,21 +1,32 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Checks of the two detectors: weights, agreement, pixel statistics, start and adapters."""
 
-from collections import Counter
+from collections.abc import Collection
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint.init_from_teacher import init_from_teacher
-from ..checkpoint.weights import Loaded, UnreachableError, load_weights, resolve_weights
+from ..checkpoint.start import (
+    check_start,
+    describe_frozen_random,
+    describe_other_classes,
+    describe_start,
+)
+from ..checkpoint.weights import (
+    Loaded,
+    UnreachableError,
+    load_weights,
+    read_weights,
+    resolve_weights,
+)
 from ..modeling import Distiller
 from ..modeling.build import build_teacher, read_teacher_config
-from ..utils.errors import PairMismatchError, WeightsError
-from ..utils.text import first_few
+from ..modeling.parts import build_detector
+from ..utils.errors import D2kdError, PairMismatchError, WeightsError
 from .finding import Finding, error, ok, warning
 
-__all__ = ["build", "check_adapters", "check_inherit", "check_pixels", "load_start"]
+__all__ = ["build", "check_adapters", "check_frozen", "check_inherit", "check_pixels", "load_start"]
 
 # Detectron2's default means, in the two orders of channels.
 IMAGENET = {"BGR": [103.530, 116.280, 123.675], "RGB": [123.675, 116.280, 103.530]}
@@ -30,7 +41,7 @@ def build(cfg: CfgNode) -> tuple[nn.Module | None, list[Finding]]:
     """
     try:
         if not cfg.DISTILL.ENABLED:
-            return build_model(cfg).train(), [ok("teacher", "none: DISTILL.ENABLED is False")]
+            return build_detector(cfg).train(), [ok("teacher", "none: DISTILL.ENABLED is False")]
         model = Distiller(cfg).train()
     except (ValueError, OSError, KeyError, AssertionError) as problem:
         return None, [_build_error(problem)]
@@ -92,54 +103,46 @@ def _pixels_of(cfg: CfgNode, who: str) -> Finding:
     return ok(check, text)
 
 
-def load_start(cfg: CfgNode, model: nn.Module) -> tuple[bool, Finding]:
+def load_start(cfg: CfgNode, model: nn.Module) -> tuple[bool, Loaded | None, Finding]:
     """Load MODEL.WEIGHTS into the student, as training does.
 
     Returns:
-        Whether the student now has the weights that training starts from, and what was found.
+        Whether the student now has the weights that training starts from, how the file fitted, and
+        what was found.
     """
     weights = cfg.MODEL.WEIGHTS
     if not weights:
-        return True, ok("start", "random weights: MODEL.WEIGHTS is empty")
-    student = model.student if isinstance(model, Distiller) else model
+        return True, None, ok("start", "random weights: MODEL.WEIGHTS is empty")
     try:
-        loaded = load_weights(student, resolve_weights(weights, "MODEL.WEIGHTS"))
+        path = resolve_weights(weights, "MODEL.WEIGHTS")
+        with read_weights("MODEL.WEIGHTS", weights):
+            loaded = load_weights(_student_of(model), path)
+        check_start(cfg, loaded)
     except UnreachableError as problem:
         advice = "training needs it: download it first, or run this where it can be downloaded"
-        return False, warning("start", str(problem), advice)
-    except Exception as problem:  # a loader of another library may raise anything
-        return False, error("start", str(problem))
-    return True, _started(weights, loaded)
+        return False, None, warning("start", str(problem), advice)
+    except D2kdError as problem:
+        return False, None, error("start", str(problem))
+    others = describe_other_classes(cfg, loaded)
+    if others:
+        advice = "the heads start from other classes: is that what is meant?"
+        return True, loaded, warning("start", others, advice)
+    return True, loaded, ok("start", describe_start(weights, loaded))
 
 
-def _started(weights: str, loaded: Loaded) -> Finding:
-    """Say how many of the student's tensors a checkpoint held; it need not hold the heads."""
-    # PyTorch sets a counter of batches to 0 if the file has none.
-    matched = [name for name in loaded.matched if not name.endswith("num_batches_tracked")]
-    lacking = [*loaded.missing, *loaded.wrong_shape]
-    whole = _count_parts([*matched, *lacking])
-    text = f"MODEL.WEIGHTS {weights}: {len(matched)} of {sum(whole.values())} tensors"
-    if not matched:
-        text += f"; the file has {first_few(loaded.unexpected, 2) or 'none'}, the student "
-        return error("start", text + first_few(lacking, 2))
-    if lacking:
-        rows = [f"{n} of {whole[part]} of {part}" for part, n in _count_parts(lacking).items()]
-        text += f"; the others stay random: {', '.join(rows)}"
-    if loaded.wrong_shape:
-        text += f"; of another shape: {first_few(loaded.wrong_shape, 2)}"
-    return ok("start", text)
+def _student_of(model: nn.Module) -> nn.Module:
+    return model.student if isinstance(model, Distiller) else model
 
 
-def _count_parts(names: list[str]) -> Counter:
-    """Count tensors by the detector's part that they belong to: backbone, roi_heads, ..."""
-    return Counter(name.split(".")[0] for name in names)
+def check_inherit(cfg: CfgNode, model: nn.Module) -> tuple[list[str], Finding]:
+    """Copy the teacher's weights into the modules of DISTILL.STUDENT.INHERIT and list them.
 
-
-def check_inherit(cfg: CfgNode, model: nn.Module) -> Finding:
-    """Copy the teacher's weights into the modules of DISTILL.STUDENT.INHERIT and list them."""
+    Returns:
+        The names of the copied tensors, and what was found.
+    """
     prefixes = cfg.DISTILL.STUDENT.INHERIT
     if not prefixes:
-        return ok("inherit", "no module starts from the teacher's weights")
+        return [], ok("inherit", "no module starts from the teacher's weights")
     try:
         if cfg.DISTILL.ENABLED:
             student, teacher = model.student, model.teacher
@@ -147,9 +150,19 @@ def check_inherit(cfg: CfgNode, model: nn.Module) -> Finding:
             student, teacher = model, build_teacher(read_teacher_config(cfg), cfg.INPUT.FORMAT)
         copied = init_from_teacher(student, teacher.model, prefixes)
     except (ValueError, OSError) as problem:
-        return error("inherit", str(problem))
+        return [], error("inherit", str(problem))
     groups = [f"{p} ({sum(name.startswith(p) for name in copied)} tensors)" for p in prefixes]
-    return ok("inherit", ", ".join(groups) + " start from the teacher's weights")
+    return copied, ok("inherit", ", ".join(groups) + " start from the teacher's weights")
+
+
+def check_frozen(cfg: CfgNode, model: nn.Module, known: Collection[str]) -> list[Finding]:
+    """Warn of frozen layers that no checkpoint has set; nothing is found where there are none.
+
+    Args:
+        known: names of the student's tensors that a checkpoint has set.
+    """
+    text = describe_frozen_random(cfg, _student_of(model), known)
+    return [warning("frozen", *text.rsplit(". ", 1))] if text else []
 
 
 def check_adapters(cfg: CfgNode, model: Distiller) -> Finding:

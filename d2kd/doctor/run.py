@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 
+from ..checkpoint import starting_names
 from ..modeling import Distiller
 from . import model_checks, step_checks
 from .config_checks import check_device, check_output, read_config
@@ -18,6 +19,7 @@ from .data_checks import check_data
 from .evaluation_checks import check_evaluation
 from .finding import Finding, Status, error
 from .step_budget import StepBudget
+from .teacher_checks import check_agreement, check_classes_of_pair
 from .trial_steps import TrialResult, run_steps
 
 __all__ = ["diagnose"]
@@ -81,13 +83,20 @@ def diagnose(
     notes.add(*findings)
     if model is None:
         return notes.findings
-    started, start = model_checks.load_start(cfg, model)
+    started, loaded, start = model_checks.load_start(cfg, model)
     notes.add(*model_checks.check_pixels(cfg), start)
-    fine = notes.add(model_checks.check_inherit(cfg, model))
+    inherited, inherit = model_checks.check_inherit(cfg, model)
+    fine = notes.add(inherit)
+    # Of a checkpoint that cannot be reached from here, nothing is known.
+    if started:
+        known = starting_names(loaded, inherited)
+        notes.add(*model_checks.check_frozen(cfg, model, known))
     if isinstance(model, Distiller):
-        notes.add(model_checks.check_adapters(cfg, model))
+        notes.add(model_checks.check_adapters(cfg, model), check_classes_of_pair(cfg, model))
     # Without data or starting weights, steps would show nothing about the training.
     if fine:
+        if isinstance(model, Distiller):
+            notes.add(check_agreement(cfg, model))
         budget = StepBudget(batches, images, began + SECONDS if _is_cpu(cfg) else math.inf)
         report_ratios = partial(step_checks.check_ratios, cfg, target=target, started=started)
         _try_steps(cfg, model, budget, report_ratios, notes)

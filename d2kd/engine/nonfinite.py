@@ -3,12 +3,11 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
 
@@ -16,6 +15,7 @@ from ..modeling import LOSS_PREFIX, Distiller, split_losses
 from ..structures import StepRecord
 from ..utils.errors import D2kdError
 from ..utils.files import atomic_write
+from .replay import from_plain, to_plain
 
 __all__ = ["NonFiniteLossError", "report_nonfinite_loss", "read_replay"]
 
@@ -26,7 +26,11 @@ class NonFiniteLossError(D2kdError, FloatingPointError):
 
 @contextmanager
 def report_nonfinite_loss(
-    model: nn.Module, iteration: int, folder: str, micro_steps: Sequence[StepRecord] = ()
+    model: nn.Module,
+    iteration: int,
+    folder: str,
+    micro_steps: Sequence[StepRecord] = (),
+    get_last_step: Callable[[], StepRecord | None] | None = None,
 ) -> Iterator[None]:
     """Report the details where the trainer finds that a loss is not finite.
 
@@ -34,11 +38,12 @@ def report_nonfinite_loss(
     where Detectron2's own does not). As long as they are finite, nothing is read here.
 
     Args:
-        model: a Distiller. For other models, Detectron2's message is all there is.
+        model: a Distiller, or the detector of a baseline.
         iteration: the one that runs inside the context.
         folder: where ``nonfinite_<iteration>.pth`` is written.
         micro_steps: the steps of an iteration of several batches, filled while it runs. The first
             one that is not finite is reported.
+        get_last_step: gives the latest step of a baseline, which a Distiller keeps itself.
 
     Raises:
         NonFiniteLossError: instead of the FloatingPointError.
@@ -48,11 +53,15 @@ def report_nonfinite_loss(
         return
     except FloatingPointError as error:
         failed = error
-    if not isinstance(model, Distiller) or model.last_step is None:
+    if isinstance(model, Distiller):
+        last_step = model.last_step
+    else:
+        last_step = get_last_step() if get_last_step else None
+    if last_step is None:
         raise failed
-    at_fault = [step for step in (*micro_steps, model.last_step) if not _finite(step)]
+    at_fault = [step for step in (*micro_steps, last_step) if not _finite(step)]
     # A forward that failed in itself has no losses; it is the last one.
-    step = at_fault[0] if at_fault else model.last_step
+    step = at_fault[0] if at_fault else last_step
     losses = {name: value.item() for name, value in step.losses.items()}
     path = _replay_path(folder, iteration)
     saved = _write(path, model, step, {"iteration": iteration, "losses": losses})
@@ -110,30 +119,19 @@ def _replay_path(folder: str, iteration: int) -> str:
     return os.path.join(folder, f"nonfinite_{iteration:07d}{rank}.pth")
 
 
-def _write(path: str, model: Distiller, step: StepRecord, record: dict[str, Any]) -> str:
+def _write(path: str, model: nn.Module, step: StepRecord, record: dict[str, Any]) -> str:
     """Write the replay file and return where, or why not (a full disk must not hide the loss)."""
     record["random"] = step.random
-    record["batch"] = [_plain(sample) for sample in step.batch]
-    record["model"] = model.student.state_dict()
-    record["distill_losses"] = model.distill_losses.state_dict()
+    record["batch"] = [to_plain(sample) for sample in step.batch]
+    distilled = isinstance(model, Distiller)
+    record["model"] = (model.student if distilled else model).state_dict()
+    record["distill_losses"] = model.distill_losses.state_dict() if distilled else {}
     try:
         with atomic_write(path, "wb") as file:
             torch.save(record, file)
     except (OSError, RuntimeError) as error:
         return f"the batch could not be written to {path}: {error}"
     return f"batch and weights: {path} (d2kd.engine.nonfinite.read_replay reads it)"
-
-
-def _plain(sample: dict[str, Any]) -> dict[str, Any]:
-    """A sample in tensors and plain values alone, which weights_only loads."""
-    kinds = (torch.Tensor, int, float, str)
-    plain = {key: value for key, value in sample.items() if isinstance(value, kinds)}
-    if "instances" in sample:
-        truth = sample["instances"]
-        plain["image_size"] = list(truth.image_size)
-        plain["gt_boxes"] = truth.gt_boxes.tensor
-        plain["gt_classes"] = truth.gt_classes
-    return plain
 
 
 def read_replay(path: str) -> dict[str, Any]:
@@ -148,14 +146,5 @@ def read_replay(path: str) -> dict[str, Any]:
         the weights of student and adapters; "iteration"; "losses".
     """
     record = torch.load(path, map_location="cpu", weights_only=True)
-    record["batch"] = [_sample(plain) for plain in record["batch"]]
+    record["batch"] = [from_plain(plain) for plain in record["batch"]]
     return record
-
-
-def _sample(plain: dict[str, Any]) -> dict[str, Any]:
-    if "gt_boxes" not in plain:
-        return plain
-    truth = Instances(tuple(plain.pop("image_size")))
-    truth.gt_boxes = Boxes(plain.pop("gt_boxes"))
-    truth.gt_classes = plain.pop("gt_classes")
-    return {**plain, "instances": truth}

@@ -1,8 +1,9 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Training loops that check the losses in every process, or take several batches a step."""
 
+import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..modeling import Distiller
 from ..structures import StepRecord
+from ..utils.rng_state import get_random_state
 from .hooks import unwrap
 
 __all__ = [
@@ -29,7 +31,7 @@ __all__ = [
 def build_train_loop(
     cfg: CfgNode, model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer
 ) -> SimpleTrainer:
-    """Detectron2's own loop, or one of this file for several processes or several batches a step.
+    """Detectron2's own step with the checks of this file, or one of several batches.
 
     Args:
         cfg: SOLVER.AMP.ENABLED and SOLVER.ACCUMULATE_STEPS.
@@ -41,19 +43,49 @@ def build_train_loop(
     if steps > 1:
         kind = AccumulatingAMPTrainer if half else AccumulatingTrainer
         return kind(model, loader, optimizer, steps)
-    if comm.get_world_size() > 1:
-        return (CheckedAMPTrainer if half else CheckedTrainer)(model, loader, optimizer)
-    return (AMPTrainer if half else SimpleTrainer)(model, loader, optimizer)
+    return (CheckedAMPTrainer if half else CheckedTrainer)(model, loader, optimizer)
 
 
 class CheckedTrainer(SimpleTrainer):
     """SimpleTrainer that stops at a loss that is not finite in any process, not only the main one.
 
     Detectron2 checks the mean over processes, in the main one. Only the process whose loss it is
-    can name the loss and the images.
+    can name the loss and the images. The steps are Detectron2's own.
+
+    Attributes:
+        last_step: a baseline's latest batch and losses; a Distiller keeps its own.
     """
 
+    last_step: StepRecord | None = None
+    _batches: Iterator | None = None
+
+    @property
+    def _data_loader_iter(self) -> Iterator:
+        """What SimpleTrainer takes its batches from: those of the loader, remembered."""
+        if self._batches is None:
+            self._batches = self._remember(iter(self.data_loader))
+        return self._batches
+
+    @_data_loader_iter.setter
+    def _data_loader_iter(self, batches: Iterator) -> None:
+        # Detectron2 0.6 sets it; main creates it when it is first used.
+        self._batches = self._remember(batches)
+
+    def _remember(self, batches: Iterator) -> Iterator:
+        distilled = isinstance(unwrap(self.model), Distiller)
+        for batch in batches:
+            if not distilled:
+                self.last_step = StepRecord(batch, get_random_state())
+            yield batch
+
+    def _add_losses(self, losses: dict[str, Tensor]) -> None:
+        """Keep the losses of a baseline's batch, unless they are there."""
+        if self.last_step and not self.last_step.losses:
+            detached = {name: loss.detach() for name, loss in losses.items()}
+            self.last_step = dataclasses.replace(self.last_step, losses=detached)
+
     def _write_metrics(self, loss_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> None:
+        self._add_losses(loss_dict)
         super()._write_metrics(loss_dict, *args, **kwargs)
         if comm.is_main_process():
             return
@@ -90,7 +122,7 @@ class AccumulatingTrainer(CheckedTrainer):
         """
         super().__init__(model, data_loader, optimizer, **kwargs)
         self.steps = steps
-        # A Distiller's records of this step's batches, as far as it has come.
+        # The records of this step's batches, as far as it has come.
         self.micro_steps: list[StepRecord] = []
 
     def run_step(self) -> None:
@@ -125,9 +157,12 @@ class AccumulatingTrainer(CheckedTrainer):
     def _forward(self, batch: Any) -> dict[str, Tensor]:
         losses = self.model(batch)
         model = unwrap(self.model)
-        if isinstance(model, Distiller):
-            self.micro_steps.append(model.last_step)
-        return losses if isinstance(losses, dict) else {"total_loss": losses}
+        losses = losses if isinstance(losses, dict) else {"total_loss": losses}
+        self._add_losses(losses)
+        last_step = model.last_step if isinstance(model, Distiller) else self.last_step
+        if last_step:
+            self.micro_steps.append(last_step)
+        return losses
 
     def _backward(self, loss: Tensor) -> None:
         loss.backward()

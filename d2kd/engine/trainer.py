@@ -19,13 +19,17 @@ from ..checkpoint import (
     add_resume_hooks,
     build_checkpointer,
     build_run_state,
+    check_start,
+    describe_frozen_random,
+    describe_other_classes,
     evaluate_step_before,
     init_from_teacher,
     remove_unfinished,
+    starting_names,
     write_student_config,
 )
-from ..data import build_mapper, build_train_loader
-from ..modeling.build import build_teacher, read_teacher_config
+from ..data import build_mapper, build_train_loader, class_names
+from ..modeling.build import build_teacher, check_parts, read_teacher_config
 from .base_trainer import BaseTrainer
 from .final_evaluation import FinalEvaluation, measure_student_alone
 from .hooks import build_distill_hooks, unwrap
@@ -65,6 +69,7 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The Distiller, or Detectron2's model if not DISTILL.ENABLED."""
         if not cfg.DISTILL.ENABLED:
+            check_parts(cfg)
             return super().build_model(cfg)
         return META_ARCH_REGISTRY.get("Distiller")(cfg)
 
@@ -82,9 +87,16 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
     def _build_checkpointer(self) -> DetectionCheckpointer:
         model, trainer = unwrap(self.model), weakref.proxy(self)
         if not self.cfg.DISTILL.ENABLED:
-            return build_checkpointer(self.cfg, trainer, model)
+            return build_checkpointer(self.cfg, trainer, model, classes=class_names(self.cfg))
         teacher = model.teacher.fingerprint
-        return build_checkpointer(self.cfg, trainer, model.student, model.distill_losses, teacher)
+        return build_checkpointer(
+            self.cfg,
+            trainer,
+            model.student,
+            model.distill_losses,
+            teacher,
+            classes=class_names(self.cfg),
+        )
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks and those of the distillation losses.
@@ -143,7 +155,10 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
 
     def run_step(self) -> None:
         folder = self.cfg.OUTPUT_DIR
-        with report_nonfinite_loss(unwrap(self.model), self.iter, folder, self.micro_steps):
+        model, loop = unwrap(self.model), self._trainer
+        with report_nonfinite_loss(
+            model, self.iter, folder, self.micro_steps, get_last_step=lambda: loop.last_step
+        ):
             super().run_step()
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -151,14 +166,27 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
 
         Raises:
             ResumeError: there is a checkpoint to continue from, but it cannot be used.
-            WeightsError: MODEL.WEIGHTS cannot be used.
+            WeightsError: MODEL.WEIGHTS cannot be used, or holds too little of the student.
         """
         super().resume_or_load(resume=resume)
-        prefixes = self.cfg.DISTILL.STUDENT.INHERIT
         if self.checkpointer.resumed:
             self._run_state.warn_if_absent()
-        elif prefixes:
-            init_from_teacher(self.checkpointer.model, self._get_teacher(), prefixes)
+        else:
+            self._start()
+
+    def _start(self) -> None:
+        """Check MODEL.WEIGHTS, inherit from the teacher, and warn of what stays random for ever."""
+        cfg, student, loaded = self.cfg, self.checkpointer.model, self.checkpointer.loaded
+        if loaded:
+            check_start(cfg, loaded)
+            if describe_other_classes(cfg, loaded):
+                logger.warning("%s: heads start from others", describe_other_classes(cfg, loaded))
+        prefixes, inherited = cfg.DISTILL.STUDENT.INHERIT, []
+        if prefixes:
+            inherited = init_from_teacher(student, self._get_teacher(), prefixes)
+        frozen = describe_frozen_random(cfg, student, starting_names(loaded, inherited))
+        if frozen:
+            logger.warning(frozen)
 
     def state_dict(self) -> dict:
         """The trainer's state with the optimizer, which Detectron2 0.6 leaves out."""

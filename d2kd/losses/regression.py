@@ -141,7 +141,8 @@ class RegressionLoss(nn.Module):
         _check_known("normalizer", normalizer, NORMALIZERS)
         if where != "positives" and gate != "none":
             raise ConfigError(
-                f"DISTILL.REG.GATE is {gate!r}: set it to 'none' where DISTILL.REG.WHERE is {where!r}"
+                f"DISTILL.REG.GATE is {gate!r}: set it to 'none' where DISTILL.REG.WHERE is "
+                f"{where!r}"
             )
         self.weight = weight
         self.gate = gate

@@ -5,7 +5,6 @@ import os
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.model_zoo import get_checkpoint_url, get_config_file
-from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint.weights import load_weights_strict, resolve_weights
@@ -18,9 +17,10 @@ from ..model_zoo import find_config_file
 from ..utils.errors import ConfigError, PairMismatchError, WeightsError
 from ..utils.files import sha256
 from .compatibility import check_two_stage
+from .parts import build_detector, check_parts
 from .teacher import FrozenTeacher
 
-__all__ = ["build_student", "build_teacher", "read_teacher_config"]
+__all__ = ["build_student", "build_teacher", "check_parts", "read_teacher_config"]
 
 
 def build_student(cfg: CfgNode) -> nn.Module:
@@ -29,11 +29,13 @@ def build_student(cfg: CfgNode) -> nn.Module:
     Its parameters, their names and their initial values are those of the stock model.
 
     Raises:
+        ConfigError: its parts have unknown names or do not fit each other.
         PairMismatchError: its proposals cannot be shared with a teacher.
     """
+    check_parts(cfg)
     row = find_detector(cfg)
     if row is None or not row.two_stage:
-        return build_model(cfg)
+        return build_detector(cfg)
     check_two_stage(cfg, "the student's")
     if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
         raise PairMismatchError(
@@ -43,7 +45,7 @@ def build_student(cfg: CfgNode) -> nn.Module:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.NAME = "SharedProposalROIHeads"
-    return build_model(cfg)
+    return build_detector(cfg)
 
 
 def read_teacher_config(cfg: CfgNode) -> CfgNode:
@@ -122,8 +124,8 @@ def build_teacher(
     path = resolve_weights(weights, "DISTILL.TEACHER.WEIGHTS")
     # Of the very file that is read next: it may be replaced while the student trains.
     fingerprint = {"weights": weights, "sha256": sha256(path)}
-    model = build_model(teacher_cfg)
-    load_weights_strict(model, weights, path, "teacher")
+    model = build_detector(teacher_cfg, "the teacher's")
+    loaded = load_weights_strict(model, weights, path, "teacher")
     return FrozenTeacher(
         model,
         swap_channels=len(formats) > 1,
@@ -131,4 +133,5 @@ def build_teacher(
         compiled=compiled,
         precision=precision,
         fingerprint=fingerprint,
+        classes=loaded.classes,
     )

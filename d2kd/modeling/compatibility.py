@@ -23,6 +23,11 @@ _WITHOUT = {
     "dense_box_bins": "DISTILL.REG.DISTANCE to 'giou'",
 }
 _BOXES = frozenset({"deltas", "box_bins", "dense_deltas", "dense_box_bins"})
+_ROLE = {
+    "the student's": "a student (DISTILL.ENABLED False trains it without a teacher)",
+    "the teacher's": "the teacher of these losses (DISTILL.LOSSES ['feature'] reads its backbone "
+    "alone)",
+}
 
 
 def _check_keys(cfg: CfgNode, teacher_cfg: CfgNode, keys: Iterable[str], why: str) -> None:
@@ -109,7 +114,7 @@ def check_two_stage(cfg: CfgNode, whose: str) -> None:
         whose: "the student's" or "the teacher's", for the message.
 
     Raises:
-        PairMismatchError: names the key and the value it must have.
+        PairMismatchError: names the key, and the value that distillation can use.
     """
     standard = {
         "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
@@ -120,7 +125,11 @@ def check_two_stage(cfg: CfgNode, whose: str) -> None:
     for key, value in standard.items():
         found = get_value(cfg, key)
         if found is not None and found != value:
-            raise PairMismatchError(f"{whose} {key} is {found!r}: set it to {value!r}")
+            # No advice to set the key: that would be another detector than the one that is meant.
+            raise PairMismatchError(
+                f"{whose} {key} is {found!r}: the regions and outputs that both detectors share "
+                f"are those of {value!r} alone, so this detector cannot be {_ROLE[whose]}"
+            )
 
 
 def check_dense_levels(cfg: CfgNode, levels: Iterable[str]) -> None:

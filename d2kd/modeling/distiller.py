@@ -15,6 +15,7 @@ from ..structures import DistillStep, LossTerms, StepRecord
 from ..utils.rng_state import get_random_state
 from .build import build_student, build_teacher, read_teacher_config
 from .build_losses import build_distill_losses, union_of_requires
+from .class_names import check_class_names, teacher_class_names
 from .compatibility import check_pair
 from .paired_forward.registry import PairForward, RequiredOutputs, get_paired_forward
 from .teacher import FrozenTeacher
@@ -107,7 +108,10 @@ class Distiller(nn.Module):
                 precision=node.PRECISION,
             )
             losses = build_distill_losses(cfg, student, teacher.model)
-        check_pair(cfg, teacher_cfg, union_of_requires(losses.values()))
+        requires = union_of_requires(losses.values())
+        check_pair(cfg, teacher_cfg, requires)
+        classes = teacher_class_names(cfg, teacher_cfg, teacher.classes)
+        check_class_names(cfg, classes, requires)
         return {
             "student": student,
             "teacher": teacher,

@@ -6,7 +6,7 @@ Shape shorthand in this file:
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ class FrozenTeacher(nn.Module):
         compiled: bool = False,
         precision: str = "student",
         fingerprint: dict[str, str] | None = None,
+        classes: Sequence[str] = (),
     ):
         """
         Layout, compilation and precision change the computed values by rounding alone.
@@ -44,11 +45,13 @@ class FrozenTeacher(nn.Module):
             compiled: run the backbone through torch.compile, with its weights as constants.
             precision: DISTILL.TEACHER.PRECISION.
             fingerprint: "weights" and "sha256" of the file that was loaded.
+            classes: the names that this file records; empty if none.
         """
         super().__init__()
         self.model = model.requires_grad_(False)
         self.swap_channels = swap_channels
         self.fingerprint = fingerprint or {}
+        self.classes = tuple(classes)
         self._reuses_student_inputs = False
         self._precision = precision
         on_cpu = model.device.type == "cpu"
@@ -108,7 +111,12 @@ class FrozenTeacher(nn.Module):
         """The batch normalised and padded as the teacher was trained."""
         if self.swap_channels:
             batch = [{"image": x["image"].flip(0)} for x in batch]
-        return self.model.preprocess_image(batch)
+        if hasattr(self.model, "preprocess_image"):
+            return self.model.preprocess_image(batch)
+        # Detectron2's ProposalNetwork and, in 0.6, SemanticSegmentor do this in their forward.
+        model = self.model
+        images = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in batch]
+        return ImageList.from_tensors(images, model.backbone.size_divisibility)
 
     @contextmanager
     def computing(self) -> Iterator[None]:

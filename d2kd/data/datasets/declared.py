@@ -118,6 +118,25 @@ def _register(dataset: _CustomDataset, keypoints: Keypoints | None) -> None:
         metadata.annotation_file = str(dataset.declaration.annotations)
 
 
+def read_declared_classes(cfg: CfgNode) -> tuple[str, ...]:
+    """The classes of a config's declared sets; nothing is registered.
+
+    Returns:
+        They are empty where a set cannot be read: those of another detector need not be here.
+    """
+    train, test = cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
+    used = [name for name in (train or test) if name in cfg.DATASETS.CUSTOM]
+    stated = [cfg.DATASETS.CUSTOM[name].get("CLASSES") for name in used]
+    if any(stated):
+        return tuple(next(filter(None, stated)))
+    try:
+        declared = {name: parse_declaration(name, cfg.DATASETS.CUSTOM[name]) for name in used}
+        read = {name: declaration.read() for name, declaration in declared.items()}
+        return _common_classes(used, (), declared, read)
+    except (DatasetError, OSError):
+        return ()
+
+
 def _parse_used(cfg: CfgNode) -> dict[str, Declaration]:
     """The declarations that DATASETS.TRAIN and TEST use, by name."""
     custom, declared = cfg.DATASETS.CUSTOM, {}

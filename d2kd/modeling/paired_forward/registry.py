@@ -21,7 +21,7 @@ class RequiredOutputs(NamedTuple):
 
     Attributes:
         requires: which of the teacher's outputs; any of "features", "dense_logits", "logits",
-            "deltas", "box_bins", "dense_deltas", "dense_box_bins". Nothing else of the teacher runs.
+            "deltas", "box_bins", "dense_deltas", "dense_box_bins". Nothing else of it runs.
         proposals: whose proposals a two-stage student is trained on: "student" or "union".
         cross_head: DISTILL.CROSS_HEAD, for dense detectors.
     """
