@@ -2,7 +2,7 @@
 """The weights that a student starts from: enough of them, and none that stay random for ever."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from detectron2.config import CfgNode
 from torch import nn

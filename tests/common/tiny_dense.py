@@ -39,7 +39,7 @@ def dense_cfg(name, *opts):
 
 
 def build_dense(name, *opts, seed=0):
-    """``dense_cfg(name, *opts)`` in training mode; no two locations or classes are predicted alike."""
+    """``dense_cfg(name, *opts)`` in training mode; no two locations or classes look alike."""
     torch.manual_seed(seed)
     model = build_model(dense_cfg(name, *opts)).train()
     for layer in (model.head.cls_score, model.head.bbox_pred):
