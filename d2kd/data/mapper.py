@@ -11,6 +11,7 @@ from detectron2.data.detection_utils import SizeMismatchError, check_image_size,
 
 from ..config.defaults import BAD_IMAGES
 from ..utils.errors import DatasetError
+from .map_cache.image_digest import DigestingMapper
 
 __all__ = ["NamingMapper", "build_mapper"]
 
@@ -76,4 +77,7 @@ class NamingMapper:
 def build_mapper(cfg: CfgNode, is_train: bool) -> NamingMapper:
     """Detectron2's own mapper of cfg, named; evaluation never skips, as its images are counted."""
     on_bad_image = cfg.DATALOADER.BAD_IMAGES if is_train else "stop"
-    return NamingMapper(DatasetMapper(cfg, is_train), cfg.INPUT.FORMAT, on_bad_image)
+    mapper, cache = DatasetMapper(cfg, is_train), cfg.DISTILL.TEACHER.CACHE
+    if is_train and cfg.DISTILL.ENABLED and cache:
+        mapper = DigestingMapper(mapper, folder="" if cache == "memory" else cache)
+    return NamingMapper(mapper, cfg.INPUT.FORMAT, on_bad_image)

@@ -18,6 +18,7 @@ from ..utils.errors import ConfigError, PairMismatchError, WeightsError
 from ..utils.files import sha256
 from .compatibility import check_two_stage
 from .teacher import FrozenTeacher
+from .teacher_cache.build import build_teacher_cache
 
 __all__ = ["build_student", "build_teacher", "read_teacher_config"]
 
@@ -97,6 +98,7 @@ def build_teacher(
     layout: str = "channels_first",
     compiled: bool = False,
     precision: str = "student",
+    cached_by: CfgNode | None = None,
 ) -> FrozenTeacher:
     """Build the teacher and load every one of its weights, or stop.
 
@@ -104,6 +106,7 @@ def build_teacher(
         teacher_cfg: from ``read_teacher_config``.
         student_format: INPUT.FORMAT in which the batches are read.
         layout, compiled, precision: of ``FrozenTeacher``.
+        cached_by: the student's config, if its DISTILL.TEACHER.CACHE is to be used.
 
     Raises:
         WeightsError: the weights are not there, or a weight of the teacher is missing in the file
@@ -122,6 +125,9 @@ def build_teacher(
     fingerprint = {"weights": weights, "sha256": sha256(path)}
     model = build_model(teacher_cfg)
     load_weights_strict(model, weights, path, "teacher")
+    cache = None
+    if cached_by is not None:
+        cache = build_teacher_cache(cached_by, teacher_cfg, model, fingerprint["sha256"])
     return FrozenTeacher(
         model,
         swap_channels=len(formats) > 1,
@@ -129,4 +135,5 @@ def build_teacher(
         compiled=compiled,
         precision=precision,
         fingerprint=fingerprint,
+        cache=cache,
     )

@@ -101,6 +101,7 @@ class Distiller(nn.Module):
                 layout=node.LAYOUT,
                 compiled=node.COMPILE,
                 precision=node.PRECISION,
+                cached_by=cfg,
             )
             losses = build_distill_losses(cfg, student, teacher.model)
         check_pair(cfg, teacher_cfg, union_of_requires(losses.values()))

@@ -18,7 +18,8 @@ Shape shorthand in this file:
     R: regions = the student's positives of all images together
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
@@ -27,14 +28,15 @@ from torch import Tensor
 
 from ...config.detectors import detector_of
 from ...structures import DetectorOutputs, DistillStep
-from ...utils.errors import PairMismatchError
 from ..meta_arch.gfl.losses import expected_distance
 from ..teacher import FrozenTeacher
+from ..teacher_cache.cached_maps import MapsByPart
 from .box_coders import box_coder_of
 from .ground_truth import cat_ground_truth
+from .positives import LevelPositives, find_positives, gather, rows_of_all_levels
 from .registry import PAIR_FORWARD_REGISTRY, RequiredOutputs
 
-__all__ = ["LevelPositives", "forward_pair_dense", "teacher_outputs"]
+__all__ = ["forward_pair_dense", "teacher_outputs", "teacher_parts"]
 
 
 @PAIR_FORWARD_REGISTRY.register()
@@ -62,13 +64,13 @@ def forward_pair_dense(
     losses = _detection_losses(student, anchors, predictions, gt_labels, gt_boxes)
 
     labels = torch.stack(gt_labels)
-    positives = _find_positives(student, maps, anchors, labels)
-    teacher_features = teacher.features(batch, images)
-    rows = _rows_of_all_levels(positives)
+    positives = find_positives(student, maps, anchors, labels)
+    maps = teacher.maps(batch, images, *teacher_parts(teacher, required))
+    rows = rows_of_all_levels(positives)
     all_gt_boxes, gt_image = cat_ground_truth(gt_instances)
     step = DistillStep(
         student=_student_outputs(student, features, predictions, positives),
-        teacher=teacher_outputs(teacher, teacher_features, positives, required),
+        teacher=_select(maps, positives, required),
         num_images=len(batch),
         strides={name: spec.stride for name, spec in student.backbone.output_shape().items()},
         gt_boxes=all_gt_boxes,
@@ -87,7 +89,7 @@ def forward_pair_dense(
 def teacher_outputs(
     teacher: FrozenTeacher,
     features: dict[str, Tensor],
-    regions: list["LevelPositives"] | None,
+    regions: list[LevelPositives] | None,
     required: RequiredOutputs,
 ) -> DetectorOutputs:
     """Run those branches of the teacher's head that the losses require.
@@ -99,21 +101,52 @@ def teacher_outputs(
             of the branches counts.
         required: what the losses need.
     """
-    requires, outputs = required.requires, {}
-    if requires <= {"features"}:
-        return DetectorOutputs(features=features)
+    _, run_heads = teacher_parts(teacher, required)
+    return _select(run_heads(features), regions, required)
+
+
+def teacher_parts(
+    teacher: FrozenTeacher, required: RequiredOutputs
+) -> tuple[list[str], Callable[[dict[str, Tensor]], MapsByPart]]:
+    """The maps that the losses read, and what makes them of the backbone's features."""
+    readers = {
+        "features": {"features"},
+        "dense_logits": {"dense_logits", "logits"},
+        "box_maps": {"deltas", "box_bins"},
+    }
+    parts = [part for part, read_by in readers.items() if required.requires & read_by]
+    return parts, lambda features: _teacher_maps(teacher, features, parts)
+
+
+def _teacher_maps(
+    teacher: FrozenTeacher, features: dict[str, Tensor], parts: list[str]
+) -> MapsByPart:
+    """The features, and of the head's branches those that are asked for."""
+    maps = {"features": features}
+    if not set(parts) - {"features"}:
+        return maps
     levels = teacher.model.head_in_features
-    maps = [features[name] for name in levels]
-    if requires & {"dense_logits", "logits"}:
-        logits = _class_logits(teacher, maps)
-        outputs["dense_logits"] = dict(zip(levels, logits))
-        if "logits" in requires and regions is not None:
-            outputs["logits"] = _gather(regions, logits)
-    if requires & {"deltas", "box_bins"}:
-        boxes = _box_maps(teacher, maps)
-        if regions is not None:
-            outputs.update(_box_outputs(_gather(regions, boxes)))
-    return DetectorOutputs(features=features, **outputs)
+    inputs = [features[name] for name in levels]
+    if "dense_logits" in parts:
+        maps["dense_logits"] = dict(zip(levels, _class_logits(teacher, inputs)))
+    if "box_maps" in parts:
+        maps["box_maps"] = dict(zip(levels, _box_maps(teacher, inputs)))
+    return maps
+
+
+def _select(
+    maps: MapsByPart, regions: list[LevelPositives] | None, required: RequiredOutputs
+) -> DetectorOutputs:
+    """What the losses read of the teacher's maps; a cache gives no features that none reads."""
+    outputs: dict[str, Any] = {"features": maps.get("features", {})}
+    logits, boxes = maps.get("dense_logits"), maps.get("box_maps")
+    if logits is not None:
+        outputs["dense_logits"] = logits
+        if "logits" in required.requires and regions is not None:
+            outputs["logits"] = gather(regions, logits)
+    if boxes is not None and regions is not None:
+        outputs.update(_box_outputs(gather(regions, boxes)))
+    return DetectorOutputs(**outputs)
 
 
 def _class_logits(teacher: FrozenTeacher, features: list[Tensor]) -> list[Tensor]:
@@ -155,15 +188,15 @@ def _student_outputs(
     student: DenseDetector,
     features: dict[str, Tensor],
     predictions: tuple[list[Tensor], ...],
-    positives: list["LevelPositives"],
+    positives: list[LevelPositives],
 ) -> DetectorOutputs:
     """The student's maps, and its head's rows of the positives."""
-    logits, boxes = predictions[:2]
+    logits, boxes = (dict(zip(student.head_in_features, maps)) for maps in predictions[:2])
     return DetectorOutputs(
         features=features,
-        dense_logits=dict(zip(student.head_in_features, logits)),
-        logits=_gather(positives, logits),
-        **_box_outputs(_gather(positives, boxes)),
+        dense_logits=logits,
+        logits=gather(positives, logits),
+        **_box_outputs(gather(positives, boxes)),
     )
 
 
@@ -173,63 +206,3 @@ def _box_outputs(rows: Tensor) -> dict[str, Tensor]:
         return {"deltas": rows}
     bins = rows.unflatten(1, (4, -1))
     return {"deltas": expected_distance(bins), "box_bins": bins}
-
-
-class LevelPositives(NamedTuple):
-    """Where the student's positives of one level lie, in any detector's map of that level.
-
-    Attributes:
-        name: of the level.
-        size: (H, W).
-        first: index of the level's first anchor among all levels' anchors.
-        anchors_per_cell: A.
-        image: (R of this level,) index of each positive's image.
-        anchor: (R of this level,) index of its anchor among the level's.
-    """
-
-    name: str
-    size: torch.Size
-    first: int
-    anchors_per_cell: int
-    image: Tensor
-    anchor: Tensor
-
-    def of_map(self, x: Tensor) -> Tensor:
-        """Gather this level's rows, of length D, from (N, A * D, H, W)."""
-        if x.shape[-2:] != self.size:
-            raise PairMismatchError(
-                f"level {self.name!r} is {tuple(self.size)} (height, width) in the student and "
-                f"{tuple(x.shape[-2:])} in the teacher: both must have the same strides and pad "
-                "images to the same multiple"
-            )
-        per_cell = self.anchors_per_cell
-        # Anchors are counted within a cell first, channels within an anchor first.
-        rows = x.flatten(2).unflatten(1, (per_cell, -1))
-        return rows[self.image, self.anchor % per_cell, :, self.anchor // per_cell]
-
-
-def _find_positives(
-    student: DenseDetector, maps: list[Tensor], anchors: list[Boxes], labels: Tensor
-) -> list[LevelPositives]:
-    """From ``labels`` (N, anchors of all levels): 0..K-1, K for background, -1 for ignored."""
-    positive = (labels >= 0) & (labels < student.num_classes)
-    lengths = [len(a) for a in anchors]
-    firsts = [sum(lengths[:i]) for i in range(len(lengths))]
-    levels = zip(student.head_in_features, maps, lengths, firsts, positive.split(lengths, dim=1))
-    return [
-        LevelPositives(
-            name, x.shape[-2:], first, length // x[0, 0].numel(), *found.nonzero().unbind(1)
-        )
-        for name, x, length, first, found in levels
-    ]
-
-
-def _gather(positives: list[LevelPositives], maps: list[Tensor]) -> Tensor:
-    """(R, D) from (N, A * D, H, W) of each level: the same rows of either detector."""
-    return torch.cat([level.of_map(x) for level, x in zip(positives, maps)])
-
-
-def _rows_of_all_levels(positives: list[LevelPositives]) -> tuple[Tensor, Tensor]:
-    """Index (R,), (R,) of image and anchor into tensors over all levels' anchors."""
-    image = torch.cat([level.image for level in positives])
-    return image, torch.cat([level.anchor + level.first for level in positives])
