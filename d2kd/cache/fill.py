@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetMapper
 from tqdm import tqdm
 
 from ..config.load import load_config
-from ..data import register_custom_datasets
 from ..data.map_cache.variants import variants_of
 from ..data.mapper import NamingMapper
+from ..data.train_records import load_train_records
 from ..engine.distributed.worker_processes import run_children
 from ..engine.prepare_cache import prepare_cache
 from ..modeling import Distiller
@@ -23,7 +23,7 @@ from ..utils.command_line import exit_on_user_error
 from ..utils.device import device_or_cpu
 from ..utils.errors import ConfigError
 
-__all__ = ["fill_cache", "read_config", "training_records"]
+__all__ = ["fill_cache", "read_config"]
 
 
 def read_config(path: str, opts: list[str]) -> CfgNode:
@@ -46,14 +46,6 @@ def read_config(path: str, opts: list[str]) -> CfgNode:
     return cfg
 
 
-def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
-    """The records that a training of this config reads."""
-    register_custom_datasets(cfg)
-    return get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
-
-
 def fill_cache(config_file: str, opts: list[str], processes: int = 1) -> tuple[int, int]:
     """Fill the cache of a config; entries that are there are read and kept.
 
@@ -70,7 +62,7 @@ def fill_cache(config_file: str, opts: list[str], processes: int = 1) -> tuple[i
         ConfigError: the cache cannot hold all images, or is no folder.
     """
     cfg = read_config(config_file, opts)
-    records = training_records(cfg)
+    records = load_train_records(cfg)
     model = Distiller(cfg)
     prepare_cache(cfg, model, records)
     total = len(records) * len(list(variants_of(cfg)))
@@ -121,7 +113,7 @@ def _fill_in_child(
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     with exit_on_user_error():
         cfg = read_config(config_file, opts)
-        records = training_records(cfg)[index::processes]
+        records = load_train_records(cfg)[index::processes]
         _fill_share(cfg, Distiller(cfg), records, done, computed)
 
 

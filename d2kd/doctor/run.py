@@ -13,6 +13,7 @@ from torch import nn
 
 from ..modeling import Distiller
 from . import model_checks, step_checks
+from .cache_checks import check_cache
 from .config_checks import check_device, check_output, read_config
 from .data_checks import check_data
 from .finding import Finding, Status, error
@@ -84,6 +85,10 @@ def diagnose(
     fine = notes.add(model_checks.check_inherit(cfg, model))
     if isinstance(model, Distiller):
         notes.add(model_checks.check_adapters(cfg, model))
+        if model.teacher.cache is not None:
+            fine = notes.add(check_cache(cfg, model))
+            # Nothing is written here, and the steps are timed as they are without it.
+            model.teacher.leave_cache()
     # Without data or starting weights, steps would show nothing about the training.
     if fine:
         budget = StepBudget(batches, images, began + SECONDS if _is_cpu(cfg) else math.inf)

@@ -125,6 +125,10 @@ class FrozenTeacher(nn.Module):
             return run_heads(self.run_backbone(batch, prepared))
         return self.cache.fetch(batch, parts, lambda one: run_heads(self.run_backbone(one)))
 
+    def leave_cache(self) -> None:
+        """From now on run the backbone in every step, and keep nothing."""
+        self.cache = None
+
     def run_backbone(
         self, batch: list[dict], prepared: ImageList | None = None
     ) -> dict[str, Tensor]:
