@@ -18,7 +18,7 @@ FLOORS = [
     ("checkpoint", "evaluation"),
     ("modeling",),
     ("engine",),
-    ("benchmark",),
+    ("benchmark", "cache"),
     ("doctor",),
     ("__init__",),
 ]

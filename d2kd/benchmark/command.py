@@ -13,6 +13,7 @@ from pathlib import Path
 from ..utils.command_line import exit_on_user_error
 from ..utils.malloc import keep_freed_memory
 from ..utils.timing import describe_machine, interleave
+from .cached import bytes_per_image, cached_tasks, summarise_cache, temporary_cache
 from .memory import measure_peaks
 from .networks import build_networks, read_config
 from .options import load_batches, parse_args
@@ -50,8 +51,16 @@ def measure(args: Namespace) -> dict:
     peaks = known_peaks(args.output) if args.keep_memory else {}
     if not peaks and not args.no_memory:
         peaks = measure_peaks(args, pair.requires(names))
-    tasks = build_tasks(pair, load_batches(cfg, args), not args.no_alone)
-    times = interleave(tasks, args.steps, args.warmup)
+    batches = load_batches(cfg, args)
+    tasks, cached = build_tasks(pair, batches, not args.no_alone), {}
+    with temporary_cache(args.cache) as cache:
+        if cache:
+            tasks.update(cached_tasks(pair, batches, cache))
+            each = bytes_per_image(pair.distiller(names, cache), batches[0])
+            cached = {"where": args.cache, "bytes_per_image": round(each)}
+        times = interleave(tasks, args.steps, args.warmup)
+    if cached:
+        cached = {"cache": {**cached, **summarise_cache(times)}}
     return {
         "config": args.config_file,
         "opts": args.opts,
@@ -60,6 +69,7 @@ def measure(args: Namespace) -> dict:
         "random_weights": pair.random,
         "steps": args.steps,
         **summarise(times, names),
+        **cached,
         **peaks,
         **describe_machine(cfg.MODEL.DEVICE),
     }

@@ -2,6 +2,7 @@
 """The networks and batches that the benchmark measures, built from a config."""
 
 import copy
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +26,8 @@ from ..modeling.build import build_student, build_teacher, read_teacher_config
 from ..modeling.build_losses import build_distill_losses, union_of_requires
 from ..modeling.compatibility import check_pair
 from ..modeling.paired_forward.registry import get_paired_forward
+from ..modeling.teacher_cache.build import build_teacher_cache
+from ..modeling.teacher_cache.cached_maps import TeacherCache
 from ..utils.device import device_or_cpu
 from ..utils.errors import ConfigError
 
@@ -59,11 +62,15 @@ class Pair:
     losses: nn.ModuleDict
     random: list[str]
 
-    def distiller(self, names: Sequence[str]) -> Distiller:
-        """The model that training with these losses alone would build, on the shared networks."""
+    def distiller(self, names: Sequence[str], cache: str = "") -> Distiller:
+        """The model that training with these losses alone would build, on the shared networks.
+
+        Args:
+            cache: DISTILL.TEACHER.CACHE of this model alone.
+        """
         model = Distiller(
             student=self.student,
-            teacher=self.optimized_teacher,
+            teacher=self._cached_teacher(cache) if cache else self.optimized_teacher,
             distill_losses=nn.ModuleDict({name: self.losses[name] for name in names}),
             forward_pair=get_paired_forward(self.cfg),
             proposals=self.cfg.DISTILL.PROPOSALS,
@@ -72,6 +79,18 @@ class Pair:
         for name in names:
             model.register_loss_hook(name, lambda loss, step: loss(step))
         return model
+
+    def _cached_teacher(self, cache: str) -> FrozenTeacher:
+        """The optimized teacher with an empty cache of its own."""
+        cfg, teacher_cfg = self.cfg.clone(), read_teacher_config(self.cfg)
+        cfg.defrost()
+        cfg.DISTILL.TEACHER.CACHE = cache
+        model = self.optimized_teacher.model
+        # Random weights have no file, and nothing in the folder is of theirs.
+        name = self.optimized_teacher.fingerprint.get("sha256") or secrets.token_hex(16)
+        return _optimized(
+            cfg, model, self.teacher, build_teacher_cache(cfg, teacher_cfg, model, name)
+        )
 
     def requires(self, names: Sequence[str]) -> frozenset[str]:
         """The outputs of the teacher that these losses need."""
@@ -129,21 +148,30 @@ def build_networks(
         DetectionCheckpointer(student).load(cfg.MODEL.WEIGHTS, checkpointables=[])
     teacher, drawn = build_any_teacher(cfg, random_weights)
     random += ["teacher"] if drawn else []
-    keys = cfg.DISTILL.TEACHER
-    optimized_teacher = FrozenTeacher(
-        copy.deepcopy(teacher.model) if separate_baseline else teacher.model,
-        swap_channels=teacher.swap_channels,
-        layout=keys.LAYOUT,
-        compiled=keys.COMPILE,
-        precision=keys.PRECISION,
-        fingerprint=teacher.fingerprint,
-    )
+    model = copy.deepcopy(teacher.model) if separate_baseline else teacher.model
+    optimized_teacher = _optimized(cfg, model, teacher)
     losses = build_distill_losses(cfg, student, teacher.model).to(cfg.MODEL.DEVICE)
     check_pair(cfg, read_teacher_config(cfg), union_of_requires(losses.values()))
     stock = build_stock(cfg) if separate_baseline else None
     if stock:
         stock.load_state_dict(student.state_dict(keep_vars=True), assign=True)
     return Pair(cfg, stock, student, teacher, optimized_teacher, losses, random)
+
+
+def _optimized(
+    cfg: CfgNode, model: nn.Module, teacher: FrozenTeacher, cache: TeacherCache | None = None
+) -> FrozenTeacher:
+    """The model as DISTILL.TEACHER says; what the keys do not say is as in ``teacher``."""
+    keys = cfg.DISTILL.TEACHER
+    return FrozenTeacher(
+        model,
+        swap_channels=teacher.swap_channels,
+        layout=keys.LAYOUT,
+        compiled=keys.COMPILE,
+        precision=keys.PRECISION,
+        fingerprint=teacher.fingerprint,
+        cache=cache,
+    )
 
 
 def _tame(model: nn.Module) -> nn.Module:

@@ -84,6 +84,15 @@ def _rows(result: dict) -> Iterator[tuple[str, float, float]]:
         yield "adapters of loss feature", result["adapters_s"], spread["adapters"]
 
 
+def _cache_lines(found: dict) -> Iterator[str]:
+    """The distilled step over the baseline step, without and with a teacher cache."""
+    where, size = found["where"], found["bytes_per_image"] / 1e6
+    yield f"teacher cache in {where}, {size:.3f} MB an image; step over the baseline step"
+    for kind in ("off", "cold", "warm"):
+        now = found[kind]
+        yield f"  {kind} {now['over_baseline']:.3f} (IQR {now['iqr']:.3f}), {now['step_s']:.4f} s"
+
+
 def _ratio_lines(result: dict) -> Iterator[str]:
     yield (
         f"overhead ratio {result['overhead_ratio']:.3f} "
@@ -93,6 +102,8 @@ def _ratio_lines(result: dict) -> Iterator[str]:
         yield f"  with the adapters in the bound {result['overhead_ratio_beyond_adapters']:.3f}"
     for name, found in result["each_loss_alone"].items():
         yield f"  {name} alone {found['overhead_ratio']:.3f}"
+    if "cache" in result:
+        yield from _cache_lines(result["cache"])
     if "peak_memory_ratio" in result:
         mib = ", ".join(f"{k} {v:.0f}" for k, v in result["peak_memory_mib"].items())
         yield f"peak memory ratio {result['peak_memory_ratio']:.3f} (MiB: {mib})"

@@ -25,6 +25,7 @@ _GROUPS = ("DISTILL", "INPUT", "MODEL", "SOLVER")
 # Keys that may change between the parts of a run: where it is computed, how often it is saved, how
 # long it is. The teacher's weights are compared by content, the images of a step by their number.
 _MAY_CHANGE = (
+    "DISTILL.TEACHER.CACHE_GIB",
     "DISTILL.TEACHER.WEIGHTS",
     "MODEL.ALLOW_UNMATCHED_WEIGHTS",
     "MODEL.DEVICE",

@@ -14,6 +14,7 @@ LOSS_NAMES = ("feature", "cls", "reg")
 BAD_IMAGES = ("stop", "skip")
 PROPOSALS = ("student", "union")
 PRECISIONS = ("student", "float32", "bfloat16", "float16")
+CACHE_DTYPES = ("bfloat16", "float16", "float32")
 LAYOUTS = ("auto", "channels_first", "channels_last")
 OPTIMIZERS = ("SGD", "ADAMW")
 SCHEDULES = ("constant", "linear", "cosine", "step")
@@ -85,6 +86,14 @@ def _add_network_keys(node: CN) -> None:
     # Run the teacher's backbone through torch.compile. On a CPU it then takes half of the time, but
     # compiling takes a minute at the start and for new image sizes, and needs a C++ compiler.
     node.TEACHER.COMPILE = False
+    # Keep what the teacher computes for each image and do not compute it again: "" (off), "memory"
+    # (of each process), or a folder, which runs share: "./cache" (docs/cache.md). Images may be
+    # resized and flipped, which makes few variants of them, but not cropped.
+    node.TEACHER.CACHE = ""
+    # In which it is kept: "bfloat16", "float16" or "float32"; the losses get float32.
+    node.TEACHER.CACHE_DTYPE = "bfloat16"
+    # GiB that it may take, of each process for "memory"; 0 is half of what is free at the start.
+    node.TEACHER.CACHE_GIB = 0.0
     node.STUDENT = CN()
     # Module prefixes ("backbone.fpn", "proposal_generator", "roi_heads"): the student starts from
     # the teacher's weights of these modules wherever names and shapes agree. It also works with

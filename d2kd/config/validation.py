@@ -23,6 +23,7 @@ from ..utils.numbers import is_number
 from ..utils.text import did_you_mean
 from .defaults import (
     BAD_IMAGES,
+    CACHE_DTYPES,
     LAYOUTS,
     LOSS_NAMES,
     OPTIMIZERS,
@@ -71,6 +72,10 @@ LEVELS: Rule = (
     lambda x: all(isinstance(name, str) for name in x) and len(set(x)) == len(x),
     "names of feature levels, each once; [] is all of them",
 )
+CACHE: Rule = (
+    lambda x: x in ("", "memory") or isinstance(x, str) and "/" in x,
+    "'', 'memory', or a folder with a slash in its name, as './cache'",
+)
 FRACTIONS: Rule = (_are_rising_fractions, "rising fractions between 0 and 1, as (0.667, 0.889)")
 
 _RANGES: dict[str, Rule] = {
@@ -87,6 +92,8 @@ _DISTILL_RANGES: dict[str, Rule] = {
     "DISTILL.LOSSES": SOME_LOSSES,
     "DISTILL.CROSS_HEAD": COUNT,
     "DISTILL.FEATURE.LEVELS": LEVELS,
+    "DISTILL.TEACHER.CACHE": CACHE,
+    "DISTILL.TEACHER.CACHE_GIB": NOT_NEGATIVE,
     "DISTILL.FEATURE.WEIGHT": NOT_NEGATIVE,
     "DISTILL.CLS.WEIGHT": NOT_NEGATIVE,
     "DISTILL.REG.WEIGHT": NOT_NEGATIVE,
@@ -136,6 +143,7 @@ def _distill_choices() -> dict[str, Sequence[str]]:
         "DISTILL.REG.GATE": GATES,
         "DISTILL.DISTANCES.SSIM.SCALING": list(SCALINGS),
         "DISTILL.PROPOSALS": PROPOSALS,
+        "DISTILL.TEACHER.CACHE_DTYPE": CACHE_DTYPES,
         "DISTILL.TEACHER.LAYOUT": LAYOUTS,
         "DISTILL.TEACHER.PRECISION": PRECISIONS,
         "DISTILL.MASKS.GAUSSIAN.LEVELS": BOX_LEVELS,
@@ -161,7 +169,7 @@ def check_config(cfg: CfgNode) -> None:
         *ineffective_keys(cfg),
     ]
     if cfg.DISTILL.ENABLED:
-        problems += [*_schedule_problems(cfg), *_exponent_problems(cfg)]
+        problems += [*_schedule_problems(cfg), *_exponent_problems(cfg), *_cache_problems(cfg)]
     _refuse(problems)
     if cfg.DISTILL.ENABLED:
         get_detector(cfg)
@@ -237,3 +245,11 @@ def _exponent_problems(cfg: CfgNode) -> Problems:
     keys = [f"DISTILL.DISTANCES.SSIM.{name}" for name in ("ALPHA", "BETA", "GAMMA")]
     if not any(get_value(cfg, key) for key in keys):
         yield f"  {', '.join(keys)} are all 0: set one of them to a number above 0"
+
+
+def _cache_problems(cfg: CfgNode) -> Problems:
+    if cfg.DISTILL.TEACHER.CACHE and cfg.INPUT.CROP.ENABLED:
+        yield (
+            "  INPUT.CROP.ENABLED is True: random crops are never the same twice, so set it to "
+            "False, or DISTILL.TEACHER.CACHE to ''"
+        )

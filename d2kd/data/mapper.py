@@ -12,6 +12,7 @@ from detectron2.data.detection_utils import SizeMismatchError, check_image_size,
 from ..config.defaults import BAD_IMAGES
 from ..utils.end_with_parent import guard_data_worker
 from ..utils.errors import DatasetError
+from .map_cache.image_digest import DigestingMapper
 
 __all__ = ["NamingMapper", "build_mapper"]
 
@@ -84,4 +85,7 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> NamingMapper:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.KEYPOINT_ON = False
-    return NamingMapper(DatasetMapper(cfg, is_train), cfg.INPUT.FORMAT, on_bad_image)
+    mapper, cache = DatasetMapper(cfg, is_train), cfg.DISTILL.TEACHER.CACHE
+    if is_train and cfg.DISTILL.ENABLED and cache:
+        mapper = DigestingMapper(mapper, folder="" if cache == "memory" else cache)
+    return NamingMapper(mapper, cfg.INPUT.FORMAT, on_bad_image)

@@ -14,6 +14,7 @@ from torch import nn
 from ..checkpoint import starting_names
 from ..modeling import Distiller
 from . import model_checks, step_checks
+from .cache_checks import check_cache
 from .config_checks import check_device, check_output, read_config
 from .data_checks import check_data
 from .evaluation_checks import check_evaluation
@@ -93,6 +94,10 @@ def diagnose(
         notes.add(*model_checks.check_frozen(cfg, model, known))
     if isinstance(model, Distiller):
         notes.add(model_checks.check_adapters(cfg, model), check_classes_of_pair(cfg, model))
+        if model.teacher.cache is not None:
+            fine = notes.add(check_cache(cfg, model))
+            # Nothing is written here, and the steps are timed as they are without it.
+            model.teacher.leave_cache()
     # Without data or starting weights, steps would show nothing about the training.
     if fine:
         if isinstance(model, Distiller):

@@ -19,6 +19,7 @@ from ..utils.files import sha256
 from .compatibility import check_two_stage
 from .parts import build_detector, check_parts
 from .teacher import FrozenTeacher
+from .teacher_cache.build import build_teacher_cache
 
 __all__ = ["build_student", "build_teacher", "check_parts", "read_teacher_config"]
 
@@ -101,6 +102,7 @@ def build_teacher(
     layout: str = "channels_first",
     compiled: bool = False,
     precision: str = "student",
+    cached_by: CfgNode | None = None,
 ) -> FrozenTeacher:
     """Build the teacher and load every one of its weights, or stop.
 
@@ -108,6 +110,7 @@ def build_teacher(
         teacher_cfg: from ``read_teacher_config``.
         student_format: INPUT.FORMAT in which the batches are read.
         layout, compiled, precision: of ``FrozenTeacher``.
+        cached_by: the student's config, if its DISTILL.TEACHER.CACHE is to be used.
 
     Raises:
         WeightsError: the weights are not there, or a weight of the teacher is missing in the file
@@ -126,6 +129,9 @@ def build_teacher(
     fingerprint = {"weights": weights, "sha256": sha256(path)}
     model = build_detector(teacher_cfg, "the teacher's")
     loaded = load_weights_strict(model, weights, path, "teacher")
+    cache = None
+    if cached_by is not None:
+        cache = build_teacher_cache(cached_by, teacher_cfg, model, fingerprint["sha256"])
     return FrozenTeacher(
         model,
         swap_channels=len(formats) > 1,
@@ -134,4 +140,5 @@ def build_teacher(
         precision=precision,
         fingerprint=fingerprint,
         classes=loaded.classes,
+        cache=cache,
     )

@@ -106,6 +106,7 @@ class Distiller(nn.Module):
                 layout=node.LAYOUT,
                 compiled=node.COMPILE,
                 precision=node.PRECISION,
+                cached_by=cfg,
             )
             losses = build_distill_losses(cfg, student, teacher.model)
         requires = union_of_requires(losses.values())

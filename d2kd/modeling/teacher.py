@@ -6,13 +6,15 @@ Shape shorthand in this file:
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from detectron2.structures import ImageList
 from torch import Tensor, nn
+
+from .teacher_cache.cached_maps import MapsByPart, TeacherCache
 
 __all__ = ["FrozenTeacher"]
 
@@ -32,6 +34,7 @@ class FrozenTeacher(nn.Module):
         precision: str = "student",
         fingerprint: dict[str, str] | None = None,
         classes: Sequence[str] = (),
+        cache: TeacherCache | None = None,
     ):
         """
         Layout, compilation and precision change the computed values by rounding alone.
@@ -46,12 +49,14 @@ class FrozenTeacher(nn.Module):
             precision: DISTILL.TEACHER.PRECISION.
             fingerprint: "weights" and "sha256" of the file that was loaded.
             classes: the names that this file records; empty if none.
+            cache: of DISTILL.TEACHER.CACHE.
         """
         super().__init__()
         self.model = model.requires_grad_(False)
         self.swap_channels = swap_channels
         self.fingerprint = fingerprint or {}
         self.classes = tuple(classes)
+        self.cache = cache
         self._reuses_student_inputs = False
         self._precision = precision
         on_cpu = model.device.type == "cpu"
@@ -89,7 +94,7 @@ class FrozenTeacher(nn.Module):
         )
 
     def features(self, batch: list[dict], prepared: ImageList | None = None) -> dict[str, Tensor]:
-        """Backbone features of a batch, prepared by the teacher's own statistics and padding.
+        """Backbone features of a batch, from the cache where there is one.
 
         Args:
             batch: what the data loader gave; "image" is (3, H, W) in the student's channel order.
@@ -98,6 +103,39 @@ class FrozenTeacher(nn.Module):
         Returns:
             dict: level name -> (N, C, H, W).
         """
+        maps = self.maps(batch, prepared, ["features"], lambda features: {"features": features})
+        return maps["features"]
+
+    @torch.no_grad()
+    def maps(
+        self,
+        batch: list[dict],
+        prepared: ImageList | None,
+        parts: Sequence[str],
+        run_heads: Callable[[dict[str, Tensor]], MapsByPart],
+    ) -> MapsByPart:
+        """Maps of a batch, from the cache where there is one.
+
+        Args:
+            batch, prepared: of ``features``.
+            parts: those that the cache must give.
+            run_heads: backbone features -> all parts, the features among them if they are one.
+
+        Returns:
+            part -> level name -> (N, C, H, W).
+        """
+        if self.cache is None:
+            return run_heads(self.run_backbone(batch, prepared))
+        return self.cache.fetch(batch, parts, lambda one: run_heads(self.run_backbone(one)))
+
+    def leave_cache(self) -> None:
+        """From now on run the backbone in every step, and keep nothing."""
+        self.cache = None
+
+    def run_backbone(
+        self, batch: list[dict], prepared: ImageList | None = None
+    ) -> dict[str, Tensor]:
+        """Backbone features of a batch, prepared by the teacher's own statistics and padding."""
         images = prepared
         if prepared is None or not self._reuses_student_inputs:
             images = self.preprocess(batch)

@@ -128,6 +128,29 @@ def test_calls_and_rows(build, detector, preset):
         assert 0 < len(step.regions) < 48 * IMAGES / 2
 
 
+@pytest.mark.parametrize("detector, preset", CASES)
+def test_a_full_cache_runs_the_box_head_of_a_two_stage_teacher_alone(build, detector, preset):
+    pair, batch = build(detector, preset)
+    model, teacher = pair.distiller(list(pair.losses), cache="memory"), pair.optimized_teacher.model
+    _observed(model, batch)
+    theirs = count_calls(teacher.backbone, *_parts(teacher, detector))
+    _, step = _observed(model, batch)
+    box_head = RCNN[preset][2] if detector == "faster_rcnn" else None
+    expected = (0, 0, 0) if box_head is None else (0, 0, 0, box_head)
+    assert tuple(len(seen) for seen in theirs) == expected
+    cache = model.teacher.cache
+    assert (cache.hits, cache.misses) == (IMAGES, IMAGES)
+
+
+@pytest.mark.parametrize("detector, preset", CASES)
+def test_a_cache_waits_no_more_for_the_device(build, detector, preset):
+    pair, batch = build(detector, preset)
+    model = pair.distiller(list(pair.losses), cache="memory")
+    _step(model, batch)
+    found, plain = _step(model, batch), _step(pair.stock, batch)
+    assert found - plain == _expected_syncs(detector, preset)
+
+
 def _observed(model, batch):
     torch.manual_seed(0)
     with EventStorage():

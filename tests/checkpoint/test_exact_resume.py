@@ -83,6 +83,19 @@ def test_bit_equal_from_any_checkpoint(teachers, tmp_path, family, opts):
     assert ("distill_losses" in expected) == (family != "none")
 
 
+@pytest.mark.parametrize("family, opts", [("rcnn", []), ("dense", DENSE)])
+def test_bit_equal_with_a_warm_and_with_a_cold_cache(teachers, tmp_path, family, opts):
+    opts = [*opts, WORKERS, 1, GROUPED, True, "DISTILL.TEACHER.CACHE"]
+    folder = str(tmp_path / "cache")
+    # Each resumed run finds the images of the one before.
+    expected = _check(teachers[family], tmp_path / "folder", *opts, folder)
+    shutil.rmtree(folder)
+    # Memory is empty at every start.
+    found = _check(teachers[family], tmp_path / "memory", *opts, "memory")
+    keys = ("model", "trainer", "distill_losses", "run_state")
+    assert differences({k: found[k] for k in keys}, {k: expected[k] for k in keys}) == []
+
+
 def test_precise_statistics_of_batchnorm_are_resumed(teachers, tmp_path):
     precise = ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2]
     _check(None, tmp_path, *precise, "TEST.EVAL_PERIOD", 2, GROUPED, True, after=(3,))

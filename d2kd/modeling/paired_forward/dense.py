@@ -26,27 +26,27 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from ...config.detectors import detector_of
 from ...structures import DetectorOutputs, DistillStep, LevelAnchors
-from ..meta_arch.fcos_head import ScaledFCOSHead
-from ..meta_arch.gfl.losses import expected_distance
 from ..teacher import FrozenTeacher
 from .box_coders import box_coder_of
 from .cross_head import (
     cross_predictions,
     run_student_head,
-    teacher_box_branch,
-    teacher_class_branch,
 )
+from .dense_teacher import run_teacher, teacher_outputs, teacher_parts
 from .ground_truth import cat_ground_truth
-from .positives import LevelPositives, find_positives, gather, rows_of_all_levels
+from .positives import (
+    LevelPositives,
+    box_outputs,
+    dense_boxes,
+    find_positives,
+    gather,
+    rows_of_all_levels,
+)
 from .registry import PAIR_FORWARD_REGISTRY, RequiredOutputs
 from .visualization import is_visualized
 
-__all__ = ["forward_pair_dense", "teacher_outputs"]
-
-# Fields of DetectorOutputs that the box branch gives.
-_BOX_OUTPUTS = frozenset({"deltas", "box_bins", "dense_deltas", "dense_box_bins"})
+__all__ = ["forward_pair_dense", "teacher_outputs", "teacher_parts"]
 
 
 @PAIR_FORWARD_REGISTRY.register()
@@ -79,10 +79,9 @@ def forward_pair_dense(
 
     labels = torch.stack(gt_labels)
     positives = find_positives(student, maps, anchors, labels)
-    teacher_features = teacher.features(batch, images)
     rows = rows_of_all_levels(positives)
     all_gt_boxes, gt_image = cat_ground_truth(gt_instances)
-    theirs = teacher_outputs(teacher, teacher_features, positives, required)
+    theirs = run_teacher(teacher, batch, images, positives, required)
     compared = cross_predictions(teacher, held, theirs, predictions, required.cross_head)
     step = DistillStep(
         student=_student_outputs(student, features, compared, positives, required),
@@ -113,70 +112,6 @@ def _level_anchors(
     }
 
 
-@torch.no_grad()
-def teacher_outputs(
-    teacher: FrozenTeacher,
-    features: dict[str, Tensor],
-    regions: list[LevelPositives] | None,
-    required: RequiredOutputs,
-) -> DetectorOutputs:
-    """Run those branches of the teacher's head that the losses require.
-
-    Args:
-        teacher: of any family, if only "features" are required.
-        features: of the teacher's backbone, from ``teacher.features``.
-        regions: the student's positives. None: no rows are taken of the maps, where only the time
-            of the branches counts.
-        required: what the losses need.
-    """
-    requires, outputs = required.requires, {}
-    if requires <= {"features"}:
-        return DetectorOutputs(features=features)
-    levels = teacher.model.head_in_features
-    maps = [features[name] for name in levels]
-    if requires & {"dense_logits", "logits"}:
-        logits, statistics = _class_logits(teacher, maps, required.cross_head)
-        outputs["cls_statistics"] = dict(zip(levels, statistics))
-        outputs["dense_logits"] = dict(zip(levels, logits))
-        if "logits" in requires and regions is not None:
-            outputs["logits"] = gather(regions, logits)
-    if requires & _BOX_OUTPUTS:
-        boxes, statistics = _box_maps(teacher, maps, required.cross_head)
-        outputs["box_statistics"] = dict(zip(levels, statistics))
-        if regions is not None:
-            outputs.update(_box_outputs(gather(regions, boxes)))
-            outputs.update(_dense_boxes(regions, boxes, required))
-    return DetectorOutputs(features=features, **outputs)
-
-
-def _class_logits(
-    teacher: FrozenTeacher, features: list[Tensor], cross_head: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Run the class branch alone: (N, A * K, H, W) for each level; statistics for a cross-head."""
-    if cross_head:
-        return teacher_class_branch(teacher, features, cross_head)
-    head = teacher.model.head
-    with teacher.computing():
-        if detector_of(teacher.model).has_box_bins:
-            return teacher.as_float32(head.class_logits(features)), []
-        return teacher.as_float32([head.cls_score(head.cls_subnet(x)) for x in features]), []
-
-
-def _box_maps(
-    teacher: FrozenTeacher, features: list[Tensor], cross_head: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Run the box branch alone, without centerness; (N, A * D, H, W) for each level, and so on."""
-    if cross_head:
-        return teacher_box_branch(teacher, features, cross_head)
-    head = teacher.model.head
-    with teacher.computing():
-        if detector_of(teacher.model).has_box_bins:
-            return teacher.as_float32(head.box_bins(features)), []
-        if isinstance(head, ScaledFCOSHead):
-            return teacher.as_float32(head.box_deltas(features)), []
-        return teacher.as_float32([head.bbox_pred(head.bbox_subnet(x)) for x in features]), []
-
-
 def _detection_losses(
     model: DenseDetector,
     anchors: list[Boxes],
@@ -202,37 +137,11 @@ def _student_outputs(
     required: RequiredOutputs,
 ) -> DetectorOutputs:
     """The features, the predictions, and their rows of positives and, if required, of anchors."""
-    logits, boxes = predictions[:2]
+    logits, boxes = (dict(zip(student.head_in_features, maps)) for maps in predictions[:2])
     return DetectorOutputs(
         features=features,
-        dense_logits=dict(zip(student.head_in_features, logits)),
+        dense_logits=logits,
         logits=gather(positives, logits),
-        **_box_outputs(gather(positives, boxes)),
-        **_dense_boxes(positives, boxes, required),
+        **box_outputs(gather(positives, boxes)),
+        **dense_boxes(positives, boxes, required),
     )
-
-
-def _dense_boxes(
-    levels: list[LevelPositives], maps: list[Tensor], required: RequiredOutputs
-) -> dict[str, dict[str, Tensor]]:
-    """Those of dense_deltas and dense_box_bins that are required, from the box branch's maps."""
-    found = {}
-    if "dense_deltas" in required.requires:
-        found["dense_deltas"] = {x.name: _deltas(x.all_of_map(m)) for x, m in zip(levels, maps)}
-    if "dense_box_bins" in required.requires:
-        found["dense_box_bins"] = {
-            x.name: x.all_of_map(m).unflatten(2, (4, -1)) for x, m in zip(levels, maps)
-        }
-    return found
-
-
-def _deltas(rows: Tensor) -> Tensor:
-    """Rows (..., 4) of deltas as they are, those (..., 4 * E) of bins by their expectation."""
-    return rows if rows.shape[-1] == 4 else expected_distance(rows.unflatten(-1, (4, -1)))
-
-
-def _box_outputs(rows: Tensor) -> dict[str, Tensor]:
-    """The fields of DetectorOutputs in rows (R, 4) of deltas or (R, 4 * E) of bins."""
-    if rows.shape[1] == 4:
-        return {"deltas": rows}
-    return {"deltas": _deltas(rows), "box_bins": rows.unflatten(1, (4, -1))}

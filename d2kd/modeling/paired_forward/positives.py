@@ -14,8 +14,17 @@ from detectron2.structures import Boxes
 from torch import Tensor
 
 from ...utils.errors import PairMismatchError
+from ..meta_arch.gfl.losses import expected_distance
+from .registry import RequiredOutputs
 
-__all__ = ["LevelPositives", "find_positives", "gather", "rows_of_all_levels"]
+__all__ = [
+    "LevelPositives",
+    "box_outputs",
+    "dense_boxes",
+    "find_positives",
+    "gather",
+    "rows_of_all_levels",
+]
 
 
 class LevelPositives(NamedTuple):
@@ -73,12 +82,38 @@ def find_positives(
     ]
 
 
-def gather(positives: list[LevelPositives], maps: list[Tensor]) -> Tensor:
-    """(R, D) from (N, A * D, H, W) of each level: the same rows of either detector."""
-    return torch.cat([level.of_map(x) for level, x in zip(positives, maps)])
+def gather(positives: list[LevelPositives], maps: dict[str, Tensor]) -> Tensor:
+    """(R, D) from level -> (N, A * D, H, W): the same rows of either detector."""
+    return torch.cat([level.of_map(maps[level.name]) for level in positives])
 
 
 def rows_of_all_levels(positives: list[LevelPositives]) -> tuple[Tensor, Tensor]:
     """Index (R,), (R,) of image and anchor into tensors over all levels' anchors."""
     image = torch.cat([level.image for level in positives])
     return image, torch.cat([level.anchor + level.first for level in positives])
+
+
+def dense_boxes(
+    levels: list[LevelPositives], maps: dict[str, Tensor], required: RequiredOutputs
+) -> dict[str, dict[str, Tensor]]:
+    """Those of dense_deltas and dense_box_bins that are required, from the box branch's maps."""
+    found = {}
+    if "dense_deltas" in required.requires:
+        found["dense_deltas"] = {x.name: _deltas(x.all_of_map(maps[x.name])) for x in levels}
+    if "dense_box_bins" in required.requires:
+        found["dense_box_bins"] = {
+            x.name: x.all_of_map(maps[x.name]).unflatten(2, (4, -1)) for x in levels
+        }
+    return found
+
+
+def _deltas(rows: Tensor) -> Tensor:
+    """Rows (..., 4) of deltas as they are, those (..., 4 * E) of bins by their expectation."""
+    return rows if rows.shape[-1] == 4 else expected_distance(rows.unflatten(-1, (4, -1)))
+
+
+def box_outputs(rows: Tensor) -> dict[str, Tensor]:
+    """The fields of DetectorOutputs in rows (R, 4) of deltas or (R, 4 * E) of bins."""
+    if rows.shape[1] == 4:
+        return {"deltas": rows}
+    return {"deltas": _deltas(rows), "box_bins": rows.unflatten(1, (4, -1))}

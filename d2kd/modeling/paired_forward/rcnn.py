@@ -6,6 +6,7 @@ Shape shorthand in this file:
     R: regions = the student's positive proposals of all images; K: foreground classes
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 
 from ...structures import DetectorOutputs, DistillStep
 from ..teacher import FrozenTeacher
+from ..teacher_cache.cached_maps import MapsByPart
 from .box_coders import box_coder_of
 from .ground_truth import cat_ground_truth
 from .registry import PAIR_FORWARD_REGISTRY, RequiredOutputs
 from .visualization import is_visualized
 
-__all__ = ["Regions", "forward_pair_rcnn", "teacher_outputs", "teacher_proposals"]
+__all__ = ["Regions", "forward_pair_rcnn", "teacher_outputs", "teacher_parts", "teacher_proposals"]
 
 
 class Regions(NamedTuple):
@@ -56,8 +58,8 @@ def forward_pair_rcnn(
     proposals, dense_logits, rpn_losses = _run_rpn(
         student.proposal_generator, images, features, gt_instances
     )
-    teacher_features = teacher.features(batch, images)
-    teacher_dense = None
+    maps = teacher.maps(batch, images, *teacher_parts(teacher, required))
+    teacher_features, teacher_dense = maps["features"], maps.get("dense_logits")
     if required.proposals == "union":
         theirs, teacher_dense = teacher_proposals(teacher, teacher_features, images.image_sizes)
         proposals = [_union(*pair) for pair in zip(proposals, theirs)]
@@ -97,6 +99,22 @@ def _run_rpn(
     losses = rpn.losses(anchors, logits, gt_labels, deltas, gt_boxes)
     proposals = rpn.predict_proposals(anchors, logits, deltas, images.image_sizes)
     return proposals, dict(zip(rpn.in_features, dense_logits)), losses
+
+
+def teacher_parts(
+    teacher: FrozenTeacher, required: RequiredOutputs
+) -> tuple[list[str], Callable[[dict[str, Tensor]], MapsByPart]]:
+    """The maps of the teacher that do not depend on the student, and what makes them of features.
+
+    The box head runs on the student's proposals, and "union" runs the whole RPN.
+    """
+    if "dense_logits" not in required.requires or required.proposals == "union":
+        return ["features"], lambda features: {"features": features}
+
+    def run_rpn(features: dict[str, Tensor]) -> MapsByPart:
+        return {"features": features, "dense_logits": _objectness(teacher, features)}
+
+    return ["features", "dense_logits"], run_rpn
 
 
 @torch.no_grad()
