@@ -56,8 +56,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--cache",
         default="",
         metavar="WHERE",
-        help="also time steps with a teacher cache, empty and full: 'memory', or an existing folder, "
-        "in which a temporary one is made",
+        help="also time steps with a teacher cache, empty and full: 'memory', or an existing "
+        "folder, in which a temporary one is made",
     )
     memory = parser.add_mutually_exclusive_group()
     memory.add_argument("--no-memory", action="store_true", help="do not measure peak memory")

@@ -1,7 +1,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """How many images a config's augmentation makes of one, each of which a cache must hold."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
@@ -33,7 +33,7 @@ class Variant(NamedTuple):
 
 def variants_of(cfg: CfgNode) -> Iterator[Variant]:
     """Every outcome of the config's augmentation, without crops, of which there is no end."""
-    sizes = sorted(set(cfg.INPUT.MIN_SIZE_TRAIN))
+    sizes: Sequence[int] = sorted(set(cfg.INPUT.MIN_SIZE_TRAIN))
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
         sizes = range(sizes[0], sizes[-1] + 1)
     flips = (False,) if cfg.INPUT.RANDOM_FLIP == "none" else (False, True)

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from ...data.map_cache.stores import FolderStore, MemoryStore
+from ...data.map_cache.stores import FolderStore, MapStore, MemoryStore
 from .cached_maps import TeacherCache
 
 __all__ = ["build_teacher_cache", "byte_limit", "teacher_signature"]
@@ -36,7 +36,8 @@ def build_teacher_cache(
     where = cfg.DISTILL.TEACHER.CACHE
     if not where:
         return None
-    limit, store = byte_limit(cfg), None
+    limit = byte_limit(cfg)
+    store: MapStore
     if where == "memory":
         store = MemoryStore(limit)
     else:

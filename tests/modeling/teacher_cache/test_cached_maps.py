@@ -89,8 +89,8 @@ def test_images_of_one_size_have_the_losses_of_the_run_without_a_cache(teachers,
 
 
 # The largest relative distance of a distillation loss from that of the padded batch: three images
-# of 64, 80 and 96 columns, padded to 96, and a random teacher that sees all of an image at once. The
-# features' losses are within 0.07; RetinaNet's box loss, which is small here, is the farthest.
+# of 64, 80 and 96 columns, padded to 96, and a random teacher that sees all of an image at once.
+# The features' losses are within 0.07; RetinaNet's box loss, which is small here, is the farthest.
 FAR = {"float32": 0.17, "bfloat16": 0.17}
 
 
