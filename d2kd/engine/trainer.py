@@ -27,15 +27,12 @@ from ..checkpoint import (
     write_student_config,
 )
 from ..data import build_mapper, build_train_loader
-from ..data.resumable_loader import ResumableLoader
 from ..evaluation import build_evaluator
-from ..modeling import Distiller
 from ..modeling.build import build_teacher, read_teacher_config
 from .base_trainer import BaseTrainer
 from .hooks import build_distill_hooks, unwrap
 from .interrupt import StopOnInterrupt
 from .nonfinite import report_nonfinite_loss
-from .prepare_cache import prepare_cache
 from .train_loop import AccumulatingTrainer
 
 __all__ = ["DistillTrainer"]
@@ -53,7 +50,6 @@ class DistillTrainer(BaseTrainer):
 
     def __init__(self, cfg: CfgNode):
         super().__init__(cfg)
-        self._prepare_cache()
         self.checkpointer = self._build_checkpointer()
         hooks = self.build_hooks()
         self._run_state = build_run_state(self.data_loader, hooks, self.checkpointer.model)
@@ -87,12 +83,6 @@ class DistillTrainer(BaseTrainer):
         """COCO's metrics; results are written to inference/ in OUTPUT_DIR."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return build_evaluator(cfg, dataset_name, folder)
-
-    def _prepare_cache(self) -> None:
-        model, loader = unwrap(self.model), self.data_loader
-        if isinstance(model, Distiller):
-            known = isinstance(loader, ResumableLoader)
-            prepare_cache(self.cfg, model, loader.stream.dataset if known else None)
 
     def _build_checkpointer(self) -> DetectionCheckpointer:
         model, trainer = unwrap(self.model), weakref.proxy(self)
