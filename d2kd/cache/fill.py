@@ -37,7 +37,7 @@ def read_config(path: str, opts: list[str]) -> CfgNode:
     if not cfg.DISTILL.ENABLED or where in ("", "memory"):
         raise ConfigError(
             f"DISTILL.ENABLED is {cfg.DISTILL.ENABLED} and DISTILL.TEACHER.CACHE {where!r}: only a "
-            "cache in a folder can be filled ahead: set them to True and to a folder, as './cache'"
+            "cache in a folder can be filled ahead, so set them to True and a folder, as './cache'"
         )
     cfg.MODEL.DEVICE, changed = device_or_cpu(cfg.MODEL.DEVICE)
     if changed:

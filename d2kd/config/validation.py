@@ -1,8 +1,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Checks that the values of a config are in range, before anything is read or built."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -25,7 +24,6 @@ from .defaults import (
     BAD_IMAGES,
     CACHE_DTYPES,
     LAYOUTS,
-    LOSS_NAMES,
     OPTIMIZERS,
     PRECISIONS,
     PROPOSALS,
@@ -33,83 +31,13 @@ from .defaults import (
     get_value,
 )
 from .detectors import get_detector
+from .ranges import DISTILL_RANGES, FRACTIONS, NOT_NEGATIVE, RANGES, Rule, is_device
 from .unused_keys import ineffective_keys
 
 __all__ = ["check_config", "check_schedule", "describe_warmup"]
 
 
-def _is_device(value: Any) -> bool:
-    try:
-        return bool(torch.device(value).type)
-    except (RuntimeError, TypeError):
-        return False
-
-
-def _are_rising_fractions(values: Sequence[float]) -> bool:
-    """In thousandths, which is how finely the schedule's milestones are counted."""
-    marks = [round(1000 * x) for x in values if is_number(x)]
-    rising = marks == sorted({mark for mark in marks if 0 < mark < 1000})
-    return bool(marks) and rising and len(marks) == len(values)
-
-
-Rule = tuple[Callable[[Any], bool], str]
 Problems = Iterator[str]
-POSITIVE: Rule = (lambda x: is_number(x) and x > 0, "a number above 0")
-NOT_NEGATIVE: Rule = (lambda x: is_number(x) and x >= 0, "a number, 0 or above")
-AT_LEAST_1: Rule = (lambda x: type(x) is int and x > 0, "a whole number, 1 or above")
-COUNT: Rule = (lambda x: type(x) is int and x >= 0, "a whole number, 0 or above")
-ODD: Rule = (
-    lambda x: type(x) is int and x > 0 and x % 2 == 1,
-    "an odd whole number, 1 or above: the window has a centre",
-)
-DEVICE: Rule = (_is_device, "'cuda', 'cuda:N' or 'cpu'")
-SOME_LOSSES: Rule = (
-    lambda x: len(x) > 0 and set(x) <= set(LOSS_NAMES) and len(set(x)) == len(x),
-    f"one or more of {list(LOSS_NAMES)}, each once, or set DISTILL.ENABLED False to train without "
-    "a teacher",
-)
-LEVELS: Rule = (
-    lambda x: all(isinstance(name, str) for name in x) and len(set(x)) == len(x),
-    "names of feature levels, each once; [] is all of them",
-)
-CACHE: Rule = (
-    lambda x: x in ("", "memory") or isinstance(x, str) and "/" in x,
-    "'', 'memory', or a folder with a slash in its name, as './cache'",
-)
-FRACTIONS: Rule = (_are_rising_fractions, "rising fractions between 0 and 1, as (0.667, 0.889)")
-
-_RANGES: dict[str, Rule] = {
-    "MODEL.DEVICE": DEVICE,
-    "SOLVER.ACCUMULATE_STEPS": AT_LEAST_1,
-    "SOLVER.MAX_ITER": POSITIVE,
-    "SOLVER.IMS_PER_BATCH": POSITIVE,
-    "SOLVER.BASE_LR": POSITIVE,
-    "SOLVER.CHECKPOINT_PERIOD": AT_LEAST_1,
-    "SOLVER.WARMUP_ITERS": NOT_NEGATIVE,
-    "DATALOADER.NUM_WORKERS": NOT_NEGATIVE,
-}
-_DISTILL_RANGES: dict[str, Rule] = {
-    "DISTILL.LOSSES": SOME_LOSSES,
-    "DISTILL.CROSS_HEAD": COUNT,
-    "DISTILL.FEATURE.LEVELS": LEVELS,
-    "DISTILL.TEACHER.CACHE": CACHE,
-    "DISTILL.TEACHER.CACHE_GIB": NOT_NEGATIVE,
-    "DISTILL.FEATURE.WEIGHT": NOT_NEGATIVE,
-    "DISTILL.CLS.WEIGHT": NOT_NEGATIVE,
-    "DISTILL.REG.WEIGHT": NOT_NEGATIVE,
-    "DISTILL.CLS.TEMPERATURE": POSITIVE,
-    "DISTILL.REG.TEMPERATURE": POSITIVE,
-    "DISTILL.MASKS.GAUSSIAN.SIGMA2": POSITIVE,
-    "DISTILL.DISTANCES.CHANNEL_KL.TEMPERATURE": POSITIVE,
-    "DISTILL.DISTANCES.SSIM.WINDOW": ODD,
-    "DISTILL.DISTANCES.SSIM.SIGMA": POSITIVE,
-    "DISTILL.DISTANCES.SSIM.ALPHA": NOT_NEGATIVE,
-    "DISTILL.DISTANCES.SSIM.BETA": NOT_NEGATIVE,
-    "DISTILL.DISTANCES.SSIM.GAMMA": NOT_NEGATIVE,
-    "DISTILL.DISTANCES.SSIM.K1": POSITIVE,
-    "DISTILL.DISTANCES.SSIM.K2": POSITIVE,
-    "DISTILL.DISTANCES.SSIM.RANGE": POSITIVE,
-}
 
 
 def _choices(cfg: CfgNode) -> dict[str, Sequence[str]]:
@@ -157,9 +85,9 @@ def check_config(cfg: CfgNode) -> None:
         ConfigError: names each key, its value, and what it may be; or names a detector that
             cannot be distilled.
     """
-    ranges, choices = dict(_RANGES), _choices(cfg)
+    ranges, choices = dict(RANGES), _choices(cfg)
     if cfg.DISTILL.ENABLED:
-        ranges.update(_DISTILL_RANGES)
+        ranges.update(DISTILL_RANGES)
         choices.update(_distill_choices())
     problems = [
         *_out_of_range(cfg, ranges),
@@ -222,7 +150,7 @@ def describe_warmup(cfg: CfgNode) -> str:
 
 def _precision_problems(cfg: CfgNode) -> Problems:
     device = cfg.MODEL.DEVICE
-    if cfg.SOLVER.AMP.ENABLED and _is_device(device) and torch.device(device).type == "cpu":
+    if cfg.SOLVER.AMP.ENABLED and is_device(device) and torch.device(device).type == "cpu":
         yield f"  SOLVER.AMP.ENABLED is True: set it to False where MODEL.DEVICE is {device}"
 
 

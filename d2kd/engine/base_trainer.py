@@ -16,6 +16,7 @@ from ..structures import StepRecord
 from ..utils.malloc import keep_freed_memory
 from .distributed.process_group import data_parallel
 from .optimizer import build_lr_scheduler, build_optimizer
+from .prepare_cache import prepare_cache_for
 from .train_loop import AccumulatingTrainer, build_train_loop
 
 __all__ = ["BaseTrainer"]
@@ -37,6 +38,7 @@ class BaseTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
+        prepare_cache_for(cfg, model, loader)
         # The name under which DefaultTrainer's own methods find the training loop.
         self._trainer = build_train_loop(cfg, data_parallel(model), loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)

@@ -3,17 +3,27 @@
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from torch import nn
 
+from ..data.resumable_loader import ResumableLoader
 from ..modeling import Distiller
 from ..modeling.paired_forward.cached_parts import cached_parts
 from ..modeling.teacher_cache.size import CacheSize, check_fits, estimate_size
 
-__all__ = ["measure_cache", "prepare_cache"]
+__all__ = ["measure_cache", "prepare_cache", "prepare_cache_for"]
 
 logger = logging.getLogger(__name__)
+
+
+def prepare_cache_for(cfg: CfgNode, model: nn.Module, loader: Any) -> None:
+    """``prepare_cache`` for the images of a training loader; nothing where nothing is distilled."""
+    if isinstance(model, Distiller):
+        known = isinstance(loader, ResumableLoader)
+        prepare_cache(cfg, model, loader.stream.dataset if known else None)
 
 
 def prepare_cache(cfg: CfgNode, model: Distiller, records: Iterable[dict] | None) -> None:

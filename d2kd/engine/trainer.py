@@ -51,7 +51,6 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
 
     def __init__(self, cfg: CfgNode):
         super().__init__(cfg)
-        self._prepare_cache()
         self.checkpointer = self._build_checkpointer()
         hooks = self.build_hooks()
         self._run_state = build_run_state(self.data_loader, hooks, self.checkpointer.model)

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from ...data.map_cache.stores import FolderStore, MemoryStore
+from ...data.map_cache.stores import FolderStore, MapStore, MemoryStore
 from .cached_maps import TeacherCache
 
 __all__ = ["build_teacher_cache", "byte_limit", "teacher_signature"]
@@ -37,7 +37,7 @@ def build_teacher_cache(
     if not where:
         return None
     limit = byte_limit(cfg)
-    store: MemoryStore | FolderStore
+    store: MapStore
     if where == "memory":
         store = MemoryStore(limit)
     else:
