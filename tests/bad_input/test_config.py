@@ -150,7 +150,7 @@ def test_options(options, words):
         ("DISTILL.SCHEDULE.NAME", "cosin", "Did you mean 'cosine'?"),
         ("DISTILL.SCHEDULE.WARMUP_ITERS", -1, "a number, 0 or above"),
         ("DISTILL.CLS.DISTANCE", "cross-entropy", "Did you mean 'cross_entropy'?"),
-        ("DISTILL.REG.DISTANCE", "distribution", "['box_loss', 'distribution_kl']"),
+        ("DISTILL.REG.DISTANCE", "distribution", "['box_loss', 'distribution_kl', 'giou', 'iou']"),
         ("DISTILL.REG.GATE", "teacher", "['none', 'proposal', 'student']"),
         ("DISTILL.DISTANCES.SSIM.SCALING", "images", "Did you mean 'image'?"),
         ("DISTILL.DISTANCES.SSIM.WINDOW", 8, "an odd whole number"),
