@@ -2,6 +2,7 @@
 """Data sets: the synthetic shapes, and what a config declares under DATASETS.CUSTOM."""
 
 from .datasets.declared import register_custom_datasets
+from .datasets.registered import check_registered_sets
 from .datasets.synthetic_shapes import register_shapes
 from .mapper import build_mapper
 from .num_classes import check_num_classes, num_classes, num_classes_key
@@ -11,6 +12,7 @@ __all__ = [
     "build_mapper",
     "build_train_loader",
     "check_num_classes",
+    "check_registered_sets",
     "num_classes",
     "num_classes_key",
     "register_custom_datasets",
