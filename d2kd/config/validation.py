@@ -29,6 +29,7 @@ from .defaults import (
     get_value,
 )
 from .detectors import get_detector
+from .detectron2_values import wrong_values
 from .unused_keys import ineffective_keys
 
 __all__ = ["check_config", "check_schedule", "describe_warmup"]
@@ -151,6 +152,7 @@ def check_config(cfg: CfgNode) -> None:
         *_unknown_groups(cfg),
         *_precision_problems(cfg),
         *ineffective_keys(cfg),
+        *wrong_values(cfg),
     ]
     if cfg.DISTILL.ENABLED:
         problems += [*_schedule_problems(cfg), *_exponent_problems(cfg)]
