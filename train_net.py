@@ -32,7 +32,7 @@ from d2kd.checkpoint.output_dir import prepare_output
 from d2kd.checkpoint.weights import load_weights_strict, resolve_weights
 from d2kd.config.load import load_config
 from d2kd.config.unused_keys import warn_of_unused_keys
-from d2kd.data import check_num_classes, register_custom_datasets
+from d2kd.data import check_num_classes, check_registered_sets, register_custom_datasets
 from d2kd.engine.distributed.launch import add_launch_options, launch
 from d2kd.engine.interrupt import interruptible
 from d2kd.evaluation import check_test_sets, verify_expected_results
@@ -49,6 +49,7 @@ def setup(args) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2kd")
     warn_of_unused_keys(cfg)
     register_custom_datasets(cfg)
+    check_registered_sets(cfg, train=not args.eval_only)
     check_num_classes(cfg)
     check_test_sets(cfg)
     cfg.freeze()

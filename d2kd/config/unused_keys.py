@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from detectron2.config import CfgNode, get_cfg
 
-from .defaults import add_d2kd_config
+from .defaults import add_d2kd_config, get_value
 from .spelling import same_value
 
 __all__ = ["describe_unused_keys", "ineffective_keys", "warn_of_unused_keys"]
@@ -28,6 +28,8 @@ _GROUPS_READ = {
     "GFL": {"GFL"},
 }
 _GROUPS = set().union(*_GROUPS_READ.values())
+# Groups whose other keys count if ENABLED is True.
+_SWITCHED = ("INPUT.CROP", "SOLVER.CLIP_GRADIENTS", "TEST.AUG", "TEST.PRECISE_BN")
 _DENSE = ("RetinaNet", "FCOS", "GFL")
 
 logger = logging.getLogger(__name__)
@@ -92,7 +94,21 @@ def _proposal_problems(cfg: CfgNode) -> Iterator[str]:
 
 def describe_unused_keys(cfg: CfgNode) -> list[str]:
     """A line for each key that differs from its default and has no effect in this config."""
-    return [*_unread_groups(cfg), *_unread_switches(cfg)]
+    return [*_unread_groups(cfg), *_switched_off(cfg), *_unread_switches(cfg)]
+
+
+def _switched_off(cfg: CfgNode) -> Iterator[str]:
+    """Keys of groups that are not ENABLED."""
+    defaults = get_cfg()
+    for group in _SWITCHED:
+        node, plain = get_value(cfg, group), get_value(defaults, group)
+        changed = [] if node.ENABLED else list(_changed(node, plain, f"{group}."))
+        if changed:
+            yield f"{', '.join(changed)}: {group}.ENABLED is False"
+    for split in ("TRAIN", "TEST"):
+        key = f"PRECOMPUTED_PROPOSAL_TOPK_{split}"
+        if cfg.DATASETS[key] != defaults.DATASETS[key] and not cfg.MODEL.LOAD_PROPOSALS:
+            yield f"DATASETS.{key}: MODEL.LOAD_PROPOSALS is False"
 
 
 def _unread_groups(cfg: CfgNode) -> Iterator[str]:

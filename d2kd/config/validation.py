@@ -31,6 +31,7 @@ from .defaults import (
     get_value,
 )
 from .detectors import get_detector
+from .detectron2_values import wrong_values
 from .ranges import DISTILL_RANGES, FRACTIONS, NOT_NEGATIVE, RANGES, Rule, is_device
 from .unused_keys import ineffective_keys
 
@@ -95,6 +96,7 @@ def check_config(cfg: CfgNode) -> None:
         *_unknown_groups(cfg),
         *_precision_problems(cfg),
         *ineffective_keys(cfg),
+        *wrong_values(cfg),
     ]
     if cfg.DISTILL.ENABLED:
         problems += [*_schedule_problems(cfg), *_exponent_problems(cfg), *_cache_problems(cfg)]

@@ -3,6 +3,7 @@
 
 from .class_names import class_names
 from .datasets.declared import register_custom_datasets
+from .datasets.registered import check_registered_sets
 from .datasets.synthetic_shapes import register_shapes
 from .mapper import build_mapper
 from .num_classes import check_num_classes, num_classes, num_classes_key
@@ -13,6 +14,7 @@ __all__ = [
     "build_train_loader",
     "check_num_classes",
     "class_names",
+    "check_registered_sets",
     "num_classes",
     "num_classes_key",
     "register_custom_datasets",

@@ -4,12 +4,10 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from detectron2.config import CfgNode
-from detectron2.structures import BoxMode
 
+from ..data.datasets.registered import suspicions_of
 from ..data.datasets.remarks import KINDS, Remarks
-from ..data.datasets.suspicion import suspect
 from ..utils.text import first_few
 from .finding import Finding, error, ok, warning
 
@@ -43,22 +41,11 @@ def check_annotations(
 
 def _suspicions(records: Sequence[dict]) -> list[Finding]:
     """What the boxes of registered sets look like, by the box mode that they state."""
-    rows, check = [], KINDS["suspect"].check
-    for mode in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
-        table = [
-            (*item["bbox"], record["width"], record["height"])
-            for record in records
-            if "width" in record and "height" in record
-            for item in record["annotations"]
-            if item.get("bbox_mode") == mode and not item.get("iscrowd", 0)
-        ]
-        numbers = np.asarray(table, dtype=float).reshape(-1, 6)
-        found = suspect(numbers[:, :4], numbers[:, 4:], mode == BoxMode.XYXY_ABS)
-        if found:
-            text = f"bbox_mode {mode.name}: {found.text}"
-            advice = KINDS["suspect"].advice
-            rows.append((error if found.fatal else warning)(check, text, advice))
-    return rows
+    check, advice = KINDS["suspect"].check, KINDS["suspect"].advice
+    return [
+        (error if found.fatal else warning)(check, f"bbox_mode {mode.name}: {found.text}", advice)
+        for mode, found in suspicions_of(records)
+    ]
 
 
 def _repeated(records: Sequence[dict]) -> list[Finding]:

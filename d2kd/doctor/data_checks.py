@@ -11,12 +11,12 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..data import check_num_classes, register_custom_datasets
+from ..data import check_num_classes, check_registered_sets, register_custom_datasets
 from ..data.mapper import why_unreadable
 from ..utils.errors import DatasetError
 from ..utils.text import first_few
 from .annotation_checks import check_annotations, count_repairs
-from .finding import Finding, error, ok, warning
+from .finding import Finding, Status, error, ok, warning
 from .record_checks import check_records
 
 __all__ = ["check_data"]
@@ -46,7 +46,19 @@ def check_data(cfg: CfgNode) -> list[Finding]:
     registered = list(chain(*(x for name, x in trained.items() if name not in remarks)))
     written = check_annotations(remarks, registered, cfg)
     rows = _check_sound(records, list(chain(*tested.values())), cfg, count_repairs(remarks))
-    return [*untested, *written, *rows]
+    rows = [*untested, *written, *rows]
+    if not any(row.status is Status.ERROR for row in rows):
+        rows += _check_registered(cfg)
+    return rows
+
+
+def _check_registered(cfg: CfgNode) -> list[Finding]:
+    """What stops a training on registered sets, and no other row has said."""
+    try:
+        check_registered_sets(cfg)
+    except DatasetError as problem:
+        return [error("registered data", str(problem))]
+    return []
 
 
 def _check_sound(

@@ -4,9 +4,9 @@
 import os
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
+from ..data.datasets.registered import load_registered
 from ..utils.errors import D2kdError, DatasetError
 from ..utils.text import first_few
 from .evaluator import build_evaluator
@@ -31,7 +31,7 @@ def check_test_sets(cfg: CfgNode, output_folder: str | None = None) -> None:
     check_expected_results(cfg)
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
     for name in cfg.DATASETS.TEST:
-        _check_records(name, _load(name))
+        _check_records(name, load_registered("TEST", name))
         try:
             build_evaluator(cfg, name, os.path.join(folder, name))
         except D2kdError:
@@ -40,17 +40,6 @@ def check_test_sets(cfg: CfgNode, output_folder: str | None = None) -> None:
             raise DatasetError(
                 f"DATASETS.TEST '{name}' cannot be evaluated: {type(problem).__name__}: {problem}"
             ) from problem
-
-
-def _load(name: str) -> list[dict]:
-    try:
-        return DatasetCatalog.get(name)
-    except D2kdError:
-        raise
-    except Exception as problem:  # registered loaders are anybody's code
-        raise DatasetError(
-            f"DATASETS.TEST '{name}' cannot be loaded: {type(problem).__name__}: {problem}"
-        ) from problem
 
 
 def _check_records(name: str, records: list[dict]) -> None:

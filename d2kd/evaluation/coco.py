@@ -1,10 +1,10 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """COCO's metrics for any data set, under the category and image ids of the user's own file."""
 
-import json
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -13,6 +13,7 @@ from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
 
+from ..data.datasets.coco import parse_json
 from ..utils.errors import ConfigError, DatasetError
 
 __all__ = ["AnnotatedTasksEvaluator", "build_coco_evaluator"]
@@ -88,9 +89,25 @@ def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) ->
         max_dets_per_image=max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
         kpt_oks_sigmas=list(cfg.TEST.KEYPOINT_OKS_SIGMAS),
     )
+    _avoid_id_0(evaluator._coco_api)
+    for task, asked in (("segm", cfg.MODEL.MASK_ON), ("keypoints", cfg.MODEL.KEYPOINT_ON)):
+        if asked and task not in evaluator.annotated_tasks:
+            logger.warning(
+                "%s will not be evaluated on '%s': not every annotation there has it",
+                task,
+                dataset_name,
+            )
     if cfg.MODEL.KEYPOINT_ON and "keypoints" in evaluator.annotated_tasks:
         _check_keypoints(cfg, dataset_name, evaluator.num_keypoints)
     return evaluator
+
+
+def _avoid_id_0(api: Any) -> None:
+    """Renumber annotations: pycocotools counts what matches one with id 0 as matching nothing."""
+    if 0 in api.anns:
+        for number, item in enumerate(api.dataset["annotations"], 1):
+            item["id"] = number
+        api.createIndex()
 
 
 def _check_keypoints(cfg: CfgNode, dataset_name: str, annotated: int) -> None:
@@ -154,8 +171,7 @@ def _adopt_category_ids(metadata: Metadata) -> None:
     source = metadata.get("annotation_file")
     if source is None or metadata.get("thing_dataset_id_to_contiguous_id"):
         return
-    with open(source, encoding="utf-8-sig") as file:
-        categories = json.load(file)["categories"]
+    categories = parse_json(Path(source))["categories"]
     ids = {str(category["name"]): category["id"] for category in reversed(categories)}
     free = max([0, *ids.values()]) + 1
     lacking = [name for name in metadata.thing_classes if name not in ids]

@@ -2,10 +2,12 @@
 """COCO's metrics: as many detections as are asked for, the file's ids, and only annotated tasks."""
 
 import json
+import logging
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -197,3 +199,23 @@ def test_a_set_without_names_or_file_is_refused(root, tmp_path):
     MetadataCatalog.get("nameless").json_file = str(root / "gone.json")
     with pytest.raises(DatasetError, match="no annotation file .*gone.json"):
         build_evaluator(make_cfg(), "nameless", str(tmp_path))
+
+
+def test_an_annotation_with_id_0_can_be_found(root, tmp_path):
+    """pycocotools takes the id of what a detection matches as whether it matches."""
+    content = coco_content()
+    for number, item in enumerate(content["annotations"]):
+        item.update(id=number, iscrowd=0, area=item["bbox"][2] * item["bbox"][3])
+    write_coco(root, content)
+    register_coco_instances("toy", {}, str(root / "toy.json"), str(root / "pictures"))
+    results = run(build_evaluator(make_cfg(test=["toy"]), "toy", str(tmp_path)), "toy")
+    assert results["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_what_will_not_be_evaluated_is_said_before_training(root, tmp_path, caplog):
+    cfg = make_cfg(test=["toy"], toy=write_coco(root, coco_content()))
+    cfg.MODEL.MASK_ON = True
+    register_custom_datasets(cfg)
+    with caplog.at_level(logging.WARNING):
+        build_evaluator(cfg, "toy", str(tmp_path))
+    assert "segm will not be evaluated on 'toy'" in caplog.text

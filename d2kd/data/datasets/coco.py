@@ -15,19 +15,27 @@ from .annotated_image import AnnotatedImage, Annotation, ReadSet
 from .coco_validation import REQUIRED, check_annotations, check_lists, keypoint_names
 from .masks import to_keypoints, to_mask
 
-__all__ = ["read_coco"]
+__all__ = ["parse_json", "read_coco"]
 
 
-def _parse_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a file, in UTF-8 whatever the locale; DatasetError if it is malformed."""
+def parse_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file in UTF-8, UTF-16 or UTF-32, whatever the locale.
+
+    Raises:
+        DatasetError: it is malformed, or no JSON object.
+    """
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+        data = path.read_bytes()
+        encoding = json.detect_encoding(data)  # by the first bytes; with "-sig" for a mark
+        content = json.loads(data.decode(encoding))
     except json.JSONDecodeError as error:
         raise DatasetError(f"{path}:{error.lineno}: malformed JSON: {error}") from error
     except RecursionError as error:
         raise DatasetError(f"{path}: malformed JSON: nested too deeply") from error
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: malformed JSON: not UTF-8 text: {error}") from error
+        raise DatasetError(
+            f"{path}: malformed JSON: not UTF-8 text: {error}. Save it as UTF-8."
+        ) from error
     except ValueError as error:  # an integer of more digits than Python converts
         raise DatasetError(f"{path}: malformed JSON: {error}") from error
     if not isinstance(content, dict):
@@ -64,7 +72,7 @@ def read_coco(annotations: Path, images: Path) -> ReadSet:
     Raises:
         DatasetError: with the file and the line or entry at fault.
     """
-    content = _parse_json(annotations)
+    content = parse_json(annotations)
     check_lists(content, annotations)
     check_annotations(content, annotations)
     categories = sorted(content["categories"], key=lambda entry: entry["id"])

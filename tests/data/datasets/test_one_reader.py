@@ -8,13 +8,14 @@ import subprocess
 import sys
 
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_utils
 
 from d2kd.data import register_custom_datasets
 from d2kd.data.datasets.coco import read_coco
+from d2kd.evaluation import build_evaluator
 from d2kd.utils.errors import DatasetError
 from tests.common import ROOT
 from tests.common.toy_sets import coco_content, make_cfg, write_coco
@@ -208,3 +209,17 @@ def test_voc_without_a_split_and_without_files(root, voc):
         (root / f"toy/xml/{name}.xml").unlink()
     with pytest.raises(DatasetError, match="toy/xml: there is no .xml file"):
         load(voc)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_what_windows_programs_write_is_read(root, tmp_path, encoding):
+    """PowerShell redirects to UTF-16; the evaluator reads the file's category ids too."""
+    declaration = write_coco(root, coco_content())
+    path = root / "toy.json"
+    path.write_bytes(path.read_text().replace("ant", "ameisenbär").encode(encoding))
+    cfg = make_cfg(test=["toy"], toy=declaration)
+    register_custom_datasets(cfg)
+    build_evaluator(cfg, "toy", str(tmp_path))
+    metadata = MetadataCatalog.get("toy")
+    assert metadata.thing_classes == ["bee", "ameisenbär"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {5: 0, 90: 1}
