@@ -1,6 +1,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Values of Detectron2's own keys that it would refuse late and without the key, or never."""
 
+import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -108,6 +109,13 @@ def _pixel_problems(cfg: CfgNode) -> Iterator[str]:
 
 def _crop_problems(cfg: CfgNode) -> Iterator[str]:
     """Detectron2 checks these in each data worker, and names no key."""
+    polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
+    if polygons and importlib.util.find_spec("shapely") is None:
+        yield (
+            "  INPUT.CROP.ENABLED is True: cutting polygons needs the package shapely, which is "
+            "not installed. Install it, or set INPUT.MASK_FORMAT to 'bitmask', or "
+            "INPUT.CROP.ENABLED to False"
+        )
     kind, size = cfg.INPUT.CROP.TYPE, list(cfg.INPUT.CROP.SIZE)
     yield from _unknown("INPUT.CROP.TYPE", kind, _CROPS)
     relative = kind.startswith("relative")

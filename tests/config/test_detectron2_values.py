@@ -1,6 +1,8 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """A value that Detectron2 would stumble over, or train wrongly with, is named before anything."""
 
+import importlib.util
+
 import pytest
 
 from d2kd.config.unused_keys import describe_unused_keys
@@ -77,3 +79,13 @@ def test_a_key_whose_switch_is_off_has_no_effect(key, value, switch):
     assert f"{key}: {switch} is False" in describe_unused_keys(plain_cfg(key, value))
     assert not describe_unused_keys(plain_cfg())
     assert not describe_unused_keys(plain_cfg(key, value, switch, True))
+
+
+def test_cropping_polygons_needs_shapely(monkeypatch):
+    opts = ["MODEL.MASK_ON", True, *CROP]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="INPUT.CROP.ENABLED is True: .* shapely, .*'bitmask'"):
+        check_config(plain_cfg(*opts))
+    check_config(plain_cfg(*opts, "INPUT.MASK_FORMAT", "bitmask"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    check_config(plain_cfg(*opts))

@@ -60,9 +60,13 @@ def to_dataset_dicts(
     remarks = Remarks()
     _check_boxes(images, headers, corners, remarks)
     folder = os.path.join(os.path.realpath(image_folder), "")
-    dicts = []
+    dicts: list[dict] = []
+    files: set[str] = set()
     for image, header in zip(images, headers):
         _remark_on_file(image, header, folder, remarks)
+        if image.file_name in files:
+            remarks.add("listed_twice", os.path.basename(image.file_name))
+        files.add(image.file_name)
         remark_on_objects(image, detections, remarks)
         record = {"file_name": image.file_name, "image_id": image.image_id}
         record.update(width=header.width, height=header.height)

@@ -7,7 +7,7 @@ from pycocotools import mask as mask_utils
 
 from ...utils.numbers import is_integer, is_number
 
-__all__ = ["to_keypoints", "to_mask"]
+__all__ = ["mask_extent", "to_keypoints", "to_mask"]
 
 # Pixels of a mask that pycocotools counts.
 _MOST_PIXELS = 2**32
@@ -32,6 +32,16 @@ def to_mask(value: Any, size: tuple[float, float]) -> tuple[Any, str]:
         value = [value]  # one polygon, without the list around it
     polygons = [x for x in value if len(x) % 2 == 0 and len(x) >= 6]
     return (polygons, "") if polygons else (None, "no polygon of it has 3 points or more")
+
+
+def mask_extent(mask: Any) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 of what ``to_mask`` returned, in pixels."""
+    if isinstance(mask, dict):
+        x, y, width, height = mask_utils.toBbox(mask).tolist()
+        return x, y, x + width, y + height
+    xs = [x for polygon in mask for x in polygon[0::2]]
+    ys = [y for polygon in mask for y in polygon[1::2]]
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _to_rle(value: dict[str, Any], size: tuple[float, float]) -> tuple[Any, str]:

@@ -63,6 +63,11 @@ KINDS = {
         "annotations repeat another one of their image: the same class and box. They are kept",
         "remove the copies",
     ),
+    "listed_twice": Kind(
+        "images listed twice",
+        "images have the file of another one, and count twice",
+        "join their annotations under one image",
+    ),
     "counted_from_0": Kind(
         "counted from 0",
         "annotation files have an xmin or ymin of 0, which no file that counts pixels from 1, as "

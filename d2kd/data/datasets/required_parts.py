@@ -5,14 +5,20 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from detectron2.config import CfgNode
 
 from ...utils.errors import DatasetError
 from ...utils.text import first_few
 from .annotated_image import AnnotatedImage, Annotation, ReadSet
 from .declaration import Declaration
+from .masks import mask_extent
 
 __all__ = ["Keypoints", "check_required", "keypoints_of"]
+
+
+# Overlap of a mask's extent and its box (intersection over union) below which they differ.
+MISPLACED = 0.1
 
 
 class Keypoints(NamedTuple):
@@ -109,10 +115,28 @@ def _check_masks(
                 f"{count} objects have another mask: {first_few(places)}. Set INPUT.MASK_FORMAT to "
                 "'bitmask'."
             )
+    places, count = _flaws(images, _misplaced_flaw)
+    if 2 * len(places) > count:
+        raise DatasetError(
+            f"{declaration.annotations}: the masks of {len(places)} of {count} objects lie "
+            f"elsewhere than their boxes: {first_few(places)}. Both are in pixels of the image as "
+            "it is read; correct 'segmentation', or set MODEL.MASK_ON to False."
+        )
 
 
 def _mask_flaw(item: Annotation) -> str:
     return "" if "segmentation" in item.extra else item.bad_mask or "none"
+
+
+def _misplaced_flaw(item: Annotation) -> str:
+    """Whether a mask and its box cover each other by less than a tenth."""
+    corners = np.array([item.box, mask_extent(item.extra["segmentation"])]).reshape(2, 2, 2)
+    low, high = corners.min(axis=1), corners.max(axis=1)  # (box and mask, x and y)
+    common = (high.min(axis=0) - low.max(axis=0)).clip(min=0).prod()
+    areas = (high - low).prod(axis=1)
+    if common >= MISPLACED * (areas.sum() - common):
+        return ""
+    return "from " + " to ".join(f"{x:g}, {y:g}" for x, y in (low[1], high[1]))
 
 
 def _run_length_flaw(item: Annotation) -> str:

@@ -18,6 +18,8 @@ MOST, NEARLY_ALL = 0.5, 0.95
 SOME = 0.1
 # Percentages are only suspected where so many boxes end below 100 in larger images.
 PERCENT, MANY = 100.0, 10
+# Share of the images' sides that boxes of images which were enlarged afterwards end within.
+UPPER_LEFT = 0.6
 
 ADVICE = "Draw a few boxes over their images, and correct the annotations."
 
@@ -44,6 +46,7 @@ def suspect(numbers: np.ndarray, sizes: np.ndarray, corners: bool) -> Suspicion 
         or (_sizes(numbers, sizes) if corners else _corners(numbers, sizes))
         or _outside(_as_corners(numbers, corners), sizes)
         or _percent(_as_corners(numbers, corners), sizes)
+        or _upper_left(_as_corners(numbers, corners), sizes)
     )
 
 
@@ -124,5 +127,17 @@ def _percent(boxes: np.ndarray, sizes: np.ndarray) -> Suspicion | None:
     text = (
         f"all {len(boxes)} boxes end within {most:g}, though every image is larger: are they "
         f"percentages? Pixels are expected. {ADVICE}"
+    )
+    return Suspicion(text, False)
+
+
+def _upper_left(boxes: np.ndarray, sizes: np.ndarray) -> Suspicion | None:
+    """Boxes of smaller images, where the stated sizes were changed and the boxes were not."""
+    most = (boxes[:, 2:] / sizes).max()
+    if len(boxes) < MANY or most > UPPER_LEFT:
+        return None
+    text = (
+        f"all {len(boxes)} boxes end within {most:.2f} of their image's width and height: were the "
+        f"images enlarged after they were annotated? {ADVICE}"
     )
     return Suspicion(text, False)

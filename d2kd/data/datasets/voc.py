@@ -99,12 +99,25 @@ def _to_box(written: Box, count_from: int) -> Box:
 
 
 def _find_image(folder: Path, image_id: str, root: ElementTree.Element) -> Path:
-    """The image of an annotation: named as the annotation is, or else as its <filename> says."""
+    """The image of an annotation: named as the annotation is, or else as its <filename> says.
+
+    Of several that are named so, as a .jpg and a .png, it is the one that <filename> says.
+    """
+    stated = (root.findtext("filename") or "").strip()
+    if Path(stated).stem == Path(image_id).name and (folder / stated).is_file():
+        return folder / stated
     for suffix in _IMAGE_SUFFIXES:
         if (folder / (image_id + suffix)).is_file():
             return folder / (image_id + suffix)
-    stated = (root.findtext("filename") or "").strip()
     return folder / (stated or image_id + _IMAGE_SUFFIXES[0])
+
+
+def _is_difficult(item: ElementTree.Element, path: Path) -> bool:
+    """VOC writes 0 or 1, some programs false or true; DatasetError for anything else."""
+    text = (item.findtext("difficult") or "").strip().lower()
+    if text not in ("", "0", "false", "1", "true"):
+        raise DatasetError(f"{path}: <difficult> must be 0 or 1, not '{text}'")
+    return text in ("1", "true")
 
 
 def _read_objects(root: ElementTree.Element, path: Path, count_from: int) -> list[Annotation]:
@@ -117,7 +130,7 @@ def _read_objects(root: ElementTree.Element, path: Path, count_from: int) -> lis
                 category=_text_of(item, "name", path),
                 box=_to_box(written, count_from),
                 written=written,
-                ignore=(item.findtext("difficult") or "0").strip() == "1",
+                ignore=_is_difficult(item, path),
                 number=number,
                 extra={},
             )

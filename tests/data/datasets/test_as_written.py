@@ -27,12 +27,12 @@ def coco_of(boxes, **values):
     return content
 
 
-def load(declaration, detections=100):
+def load(declaration, detections=100, name="toy"):
     """The remarks, check -> text, and the boxes of a.jpg."""
-    cfg = make_cfg(train=["toy"], toy=declaration)
+    cfg = make_cfg(train=[name], **{name: declaration})
     cfg.TEST.DETECTIONS_PER_IMAGE = detections
-    remarks = register_custom_datasets(cfg)["toy"]
-    records = {r["file_name"].split("/")[-1]: r for r in DatasetCatalog.get("toy")}
+    remarks = register_custom_datasets(cfg)[name]
+    records = {r["file_name"].split("/")[-1]: r for r in DatasetCatalog.get(name)}
     boxes = [tuple(item["bbox"]) for item in records["a.jpg"]["annotations"]]
     return {kind.check: text for kind, text in remarks.described()}, boxes
 
@@ -224,3 +224,20 @@ def test_a_large_set_is_judged_by_shares():
     assert suspect(corners, sizes, corners=False).fatal
     assert suspect(boxes, sizes, corners=True).fatal
     assert suspect(boxes / 640, sizes, corners=False).fatal
+
+
+def test_boxes_of_images_that_were_enlarged_are_suspected(root):
+    half = [[x / 2, y / 2, w / 2, h / 2] for x, y, w, h in BOXES * 3]
+    # No two alike.
+    written = [[x + 0.1 * i, y, w, h] for i, (x, y, w, h) in enumerate(half)]
+    remarks, _ = load(write_coco(root, coco_of(written)))
+    assert "all 12 boxes end within 0.5" in remarks["boxes as written"]
+    remarks, _ = load(write_coco(root, coco_of(written[:9]), "few.json"), name="few")
+    assert not remarks
+
+
+def test_an_image_file_that_is_listed_twice_is_remarked_on(root):
+    content = coco_of(BOXES)
+    content["images"][1]["file_name"] = "a.jpg"
+    remarks, _ = load(write_coco(root, content))
+    assert remarks["images listed twice"].startswith("1 images have the file of another one")

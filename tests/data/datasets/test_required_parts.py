@@ -3,8 +3,10 @@
 
 import pytest
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from pycocotools import mask as mask_utils
 
 from d2kd.data import register_custom_datasets
+from d2kd.data.datasets.masks import mask_extent
 from d2kd.utils.errors import DatasetError
 from tests.common.toy_sets import coco_content, make_cfg, write_coco
 
@@ -38,6 +40,25 @@ def test_objects_without_masks_are_named(root, mask):
         register(root, with_masks(POLYGON, mask), *MASKS)
     words = ["toy.json", "MODEL.MASK_ON", "1 of 2 objects", "b.jpg, annotation 2"]
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [
+        [[[0.1, 0.1, 0.5, 0.1, 0.5, 0.7]], [[0.0, 0.0, 1.0, 0.0, 1.0, 1.0]]],
+        [[[40, 5, 60, 5, 60, 35]], [[0, 0, 3, 0, 3, 3]]],
+    ],
+    ids=["normalised", "elsewhere"],
+)
+def test_masks_that_lie_elsewhere_than_their_boxes_are_refused(root, masks):
+    with pytest.raises(DatasetError, match="toy.json: the masks of 2 of 2 objects lie elsewhere"):
+        register(root, with_masks(*masks), *MASKS)
+
+
+def test_a_run_length_encoding_has_the_extent_of_its_mask():
+    runs, box = mask_utils.frPyObjects(RLE, 48, 64), (10, 0, 11, 48)
+    assert mask_extent(runs) == box
+    assert mask_extent([[10, 0, 11, 0, 11, 48], [10, 3, 10, 5, 10, 4]]) == box
 
 
 def test_masks_are_not_needed_where_nobody_asks(root):

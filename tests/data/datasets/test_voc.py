@@ -170,3 +170,25 @@ def test_entities_within_are_refused_too(root, voc):
     (root / "toy/xml/a.xml").write_text(bomb)
     with pytest.raises(DatasetError, match="entity 'b'"):
         load(voc)
+
+
+@pytest.mark.parametrize("text, crowd", [("True", 1), ("1", 1), ("false", 0), ("0", 0), ("", 0)])
+def test_difficult_as_programs_write_it(root, voc, text, crowd):
+    path = root / "toy/xml/a.xml"
+    path.write_text(path.read_text().replace("<difficult>0", f"<difficult>{text}", 1))
+    assert [item["iscrowd"] for item in load(voc)[0]["annotations"]] == [crowd, 0]
+
+
+def test_difficult_that_says_neither_is_refused(root, voc):
+    path = root / "toy/xml/a.xml"
+    path.write_text(path.read_text().replace("<difficult>0", "<difficult>maybe"))
+    with pytest.raises(DatasetError, match="a.xml: <difficult> must be 0 or 1, not 'maybe'"):
+        load(voc)
+
+
+def test_of_two_images_of_one_name_the_stated_one_is_read(root, voc):
+    write_image(root / "toy/jpg/a.png")
+    assert load(voc)[0]["file_name"] == str(root / "toy/jpg/a.jpg")
+    path = root / "toy/xml/a.xml"
+    path.write_text(path.read_text().replace("<size>", "<filename>a.png</filename><size>"))
+    assert DatasetCatalog.get("toy")[0]["file_name"] == str(root / "toy/jpg/a.png")
