@@ -82,6 +82,7 @@ class _ArraysOnly(pickle.Unpickler):
     """Unpickles arrays, as in the model zoo's .pkl files, and refuses what could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return numpy's array types; refuse every other name."""
         if (module, name) in _ARRAYS:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(

@@ -1,7 +1,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Keys of Detectron2 that a config sets and nothing would read: refused, or warned of.
 
-docs/detectron2_keys.md lists who reads which key.
+docs/detectron2_keys.md lists which part of the code reads which key.
 """
 
 import logging

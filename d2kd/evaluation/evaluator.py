@@ -68,9 +68,11 @@ class VOCAP50Evaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
+        """Drop all predictions."""
         self._predictions: list[tuple[np.ndarray, ...]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Add the predictions for these images."""
         for record, output in zip(inputs, outputs):
             instances = output["instances"]
             boxes = instances.pred_boxes.tensor.detach().cpu().double().numpy()
