@@ -19,7 +19,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10
 
-# A training that is killed over and over; what it prints are its lives.
+# A training that is killed and resumed repeatedly; it prints each start.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -rP --show-capture=stdout
 

@@ -31,6 +31,7 @@ TIMED_ROUNDS = 2
 
 
 def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=sorted(SUITES), default="shapes")
     parser.add_argument("--detector", default="all", help="a detector of the suite, or all")
@@ -136,6 +137,7 @@ def ensure_teacher(args: argparse.Namespace, detector: str) -> tuple[str, float]
 
 
 def with_teacher(method: Method, weights: str) -> Method:
+    """The method under these teacher weights."""
     return method._replace(opts=(*method.opts, "DISTILL.TEACHER.WEIGHTS", weights))
 
 
@@ -250,6 +252,7 @@ def make_row(student: Student, results: dict[int, dict[str, float]], teacher_ap:
 
 
 def main() -> None:
+    """Train, measure and report all chosen methods."""
     args = parse_args()
     os.chdir(ROOT)
     for detector, methods in choose_methods(args).items():

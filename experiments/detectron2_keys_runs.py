@@ -11,6 +11,7 @@ from detectron2.engine import default_setup
 from PIL import Image
 
 from d2kd.config.defaults import add_d2kd_config
+from d2kd.config.detectors import is_known_dense
 from d2kd.engine import DistillTrainer
 
 __all__ = ["DETECTORS", "detector_cfg", "evaluate", "train"]
@@ -87,7 +88,7 @@ def detector_cfg(name: str, folder: Path | None = None) -> CfgNode:
     cfg.MODEL.META_ARCHITECTURE = name.partition(" ")[0]
     for text in (_THIN, DETECTORS[name]):
         cfg.merge_from_other_cfg(cfg.load_cfg(text))
-    if cfg.MODEL.META_ARCHITECTURE in ("RetinaNet", "FCOS", "GFL"):
+    if is_known_dense(cfg):
         cfg.MODEL.FPN.IN_FEATURES = cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
     if folder is not None:
         cfg.merge_from_other_cfg(cfg.load_cfg(_SWITCHES))

@@ -28,6 +28,7 @@ def shrink(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Write the weights of a checkpoint in half precision."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="a checkpoint of Detectron2, e.g. model_final.pth")
     parser.add_argument("target", help="the file to write")

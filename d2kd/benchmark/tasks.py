@@ -189,13 +189,13 @@ def loss_task(module: nn.Module, recorded: list[Recorded]) -> Task:
     """One loss's forward, and its backward to the adapters and the student's outputs."""
 
     def run(turn: int) -> None:
-        _forget_gradients(module, recorded)
+        _clear_gradients(module, recorded)
         module(recorded[turn % len(recorded)].step).total.backward()
 
     return run
 
 
-def _forget_gradients(module: nn.Module, recorded: list[Recorded]) -> None:
+def _clear_gradients(module: nn.Module, recorded: list[Recorded]) -> None:
     module.zero_grad()
     for now in recorded:
         for value in vars(now.step.student).values():
@@ -209,7 +209,7 @@ def adapters_task(module: nn.Module, recorded: list[Recorded]) -> Task:
     gradients: dict[str, Tensor] = {}
 
     def run(turn: int) -> None:
-        _forget_gradients(module, recorded)
+        _clear_gradients(module, recorded)
         features = recorded[turn % len(recorded)].step.student.features
         out = {name: layer(features[name]) for name, layer in module.adapters.items()}
         for name, x in out.items():

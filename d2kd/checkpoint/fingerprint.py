@@ -45,6 +45,7 @@ class ConfigFingerprint:
         self.values = {key: normalize(get_value(cfg, key)) for key in _recorded_keys(cfg)}
 
     def state_dict(self) -> dict[str, Any]:
+        """The recorded keys and their values."""
         return dict(self.values)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -70,6 +71,7 @@ class TeacherFingerprint:
         self.sha256 = sha256
 
     def state_dict(self) -> dict[str, str]:
+        """The address and hash of the teacher's weights."""
         return {"weights": self.weights, "sha256": self.sha256}
 
     def load_state_dict(self, state: dict[str, str]) -> None:

@@ -26,6 +26,7 @@ class LastCheckpoint(NamedTuple):
     content: dict[str, Any]
 
     def describe(self) -> str:
+        """File name and iteration, for messages."""
         return f"{os.path.basename(self.path)}, iteration {self.content.get('iteration')}"
 
 
@@ -92,4 +93,4 @@ def _advise(folder: str, unusable: str) -> str:
     names = sorted(x for x in PathManager.ls(folder) if x.endswith(".pth") and x != unusable)
     others = [name for name in names if name.startswith("model_")]
     write = f"Write the name of another checkpoint into last_checkpoint ({', '.join(others)}), or "
-    return (write if others else "") + "delete last_checkpoint to start anew."
+    return (write if others else "") + "delete last_checkpoint to start from the beginning."

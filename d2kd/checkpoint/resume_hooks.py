@@ -45,6 +45,7 @@ class GatherRunState(_ResumeHook):
     """
 
     def after_step(self) -> None:
+        """Gather the state if this step is saved or evaluated."""
         self.run_state.evaluation_due = self._evaluates()
         if self._saves() or self.run_state.evaluation_due:
             self.run_state.gather()
@@ -60,6 +61,7 @@ class SaveAfterEvaluation(_ResumeHook):
     """
 
     def after_step(self) -> None:
+        """Save again if this step was evaluated."""
         if not self.run_state.evaluation_due:
             return
         self.run_state.evaluation_due = False

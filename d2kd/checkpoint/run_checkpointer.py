@@ -147,7 +147,7 @@ class RunCheckpointer(UnwrappingCheckpointer):
 
 
 def _tensor_problems(saved: dict[str, Any], module: nn.Module, name: str) -> Iterator[str]:
-    """Parameters that are absent or have another shape; absent buffers are computed anew."""
+    """Parameters that are absent or have another shape; absent buffers are computed again."""
     wrong = [
         (key, tuple(saved[key].shape) if key in saved else "absent", tuple(parameter.shape))
         for key, parameter in module.named_parameters()
@@ -163,7 +163,7 @@ def _optimizer_problems(
 ) -> Iterator[str]:
     saved = checkpoint.get("trainer", {}).get("_trainer")
     if saved is None:
-        yield "  it holds no optimizer, as those of Detectron2 0.6: start anew, from MODEL.WEIGHTS"
+        yield "  it holds no optimizer, as those of Detectron2 0.6: start again, from MODEL.WEIGHTS"
         return
     groups = saved["optimizer"]["param_groups"]
     was, now = "ADAMW" if "betas" in groups[0] else "SGD", config["SOLVER.OPTIMIZER"]

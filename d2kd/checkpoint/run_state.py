@@ -64,6 +64,7 @@ class RunState:
         }
 
     def state_dict(self) -> dict[str, Any]:
+        """The states of all processes: as gathered, or of now in a single process."""
         if self._gathered is None and comm.get_world_size() == 1:
             return {"processes": [self._get()]}
         return {"processes": self._gathered or []}

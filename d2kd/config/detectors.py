@@ -35,9 +35,13 @@ __all__ = [
     "DENSE_OUTPUTS",
     "DETECTORS",
     "Detector",
+    "PlainFacts",
+    "all_own_groups",
     "detector_of",
     "find_detector",
     "get_detector",
+    "is_known_dense",
+    "plain_facts",
     "register_detector",
 ]
 
@@ -51,8 +55,28 @@ DENSE_OUTPUTS = frozenset({"dense_logits", "logits", "deltas", "dense_deltas"})
 _BINS = frozenset({"box_bins", "dense_box_bins"})
 
 
+_PROPOSALS = frozenset({"RPN", "PROPOSAL_GENERATOR"})
+_ROI = {"ROI_HEADS", "ROI_BOX_HEAD", "ROI_BOX_CASCADE_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD"}
+
+
 def _add_no_keys(cfg: CfgNode) -> None:
     """The detector reads Detectron2's own keys only."""
+
+
+@dataclass(frozen=True)
+class PlainFacts:
+    """What the checks know of a meta-architecture that trains with or without a teacher.
+
+    Attributes:
+        own_groups: nodes under MODEL that it reads, of those that one detector alone has; None if
+            it may read anything.
+        predicts: outputs of its inference that an evaluator reads; None if unknown.
+        draws: whether it draws training images (VIS_PERIOD): "always", "distilled" or "never".
+    """
+
+    own_groups: frozenset[str] | None = None
+    predicts: frozenset[str] | None = None
+    draws: str = "always"
 
 
 @dataclass(frozen=True)
@@ -75,6 +99,7 @@ class Detector:
         two_stage: it has proposals and ROI heads, which must be Detectron2's standard ones.
         add_config: adds the config nodes that the detector brings along, with their defaults.
             ``add_d2kd_config`` calls it; student.yaml keeps these nodes for this detector.
+        plain: what does not depend on a teacher; a detector of your own may leave it out.
     """
 
     name: str
@@ -87,6 +112,7 @@ class Detector:
     cross_head_keys: tuple[str, ...] = ()
     two_stage: bool = False
     add_config: Callable[[CfgNode], None] = _add_no_keys
+    plain: PlainFacts = PlainFacts()
 
     @property
     def has_box_bins(self) -> bool:
@@ -95,6 +121,17 @@ class Detector:
 
 
 DETECTORS: dict[str, Detector] = {}
+_BOXES = frozenset({"instances"})
+# Meta-architectures of Detectron2 that are trained without a teacher only.
+_PLAIN_ONLY = {
+    "ProposalNetwork": PlainFacts(_PROPOSALS, frozenset({"proposals"}), "never"),
+    "SemanticSegmentor": PlainFacts(frozenset({"SEM_SEG_HEAD"}), frozenset({"sem_seg"}), "never"),
+    "PanopticFPN": PlainFacts(
+        _PROPOSALS | _ROI | {"SEM_SEG_HEAD", "PANOPTIC_FPN"},
+        _BOXES | {"sem_seg", "panoptic_seg"},
+        "never",
+    ),
+}
 
 
 def register_detector(row: Detector) -> None:
@@ -130,6 +167,24 @@ def get_detector(cfg: CfgNode) -> Detector:
     return row
 
 
+def plain_facts(cfg: CfgNode) -> PlainFacts:
+    """The facts of MODEL.META_ARCHITECTURE; those of an unknown one assume nothing."""
+    row = find_detector(cfg)
+    return row.plain if row else _PLAIN_ONLY.get(cfg.MODEL.META_ARCHITECTURE, PlainFacts())
+
+
+def is_known_dense(cfg: CfgNode) -> bool:
+    """Is it a dense detector whose keys are all known? It has neither proposals nor masks."""
+    row = find_detector(cfg)
+    return row is not None and not row.two_stage and row.plain.own_groups is not None
+
+
+def all_own_groups() -> frozenset[str]:
+    """Every node under MODEL that only some of the known meta-architectures read."""
+    facts = [*(row.plain for row in DETECTORS.values()), *_PLAIN_ONLY.values()]
+    return frozenset().union(*(x.own_groups or () for x in facts))
+
+
 def detector_of(model: nn.Module) -> Detector:
     """The row of a built detector, by its class or the nearest base class that has one.
 
@@ -160,6 +215,7 @@ register_detector(
         box_keys=("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",),
         anchor_keys=_ANCHOR_KEYS,
         two_stage=True,
+        plain=PlainFacts(_PROPOSALS | _ROI, _BOXES),
     )
 )
 register_detector(
@@ -172,6 +228,7 @@ register_detector(
         cross_head_keys=("MODEL.RETINANET.NUM_CONVS", "MODEL.FPN.OUT_CHANNELS"),
         box_keys=("MODEL.RETINANET.BBOX_REG_WEIGHTS", *_ANCHOR_KEYS),
         anchor_keys=_ANCHOR_KEYS,
+        plain=PlainFacts(frozenset({"RETINANET"}), _BOXES, "distilled"),
     )
 )
 register_detector(
@@ -183,6 +240,7 @@ register_detector(
         dense_levels_key="MODEL.FCOS.IN_FEATURES",
         cross_head_keys=("MODEL.FCOS.NUM_CONVS", "MODEL.FPN.OUT_CHANNELS"),
         add_config=add_fcos_config,
+        plain=PlainFacts(frozenset({"FCOS"}), _BOXES, "never"),
     )
 )
 register_detector(
@@ -195,5 +253,6 @@ register_detector(
         cross_head_keys=("MODEL.GFL.NUM_CONVS", "MODEL.FPN.OUT_CHANNELS"),
         box_keys=("MODEL.GFL.REG_MAX", "MODEL.ANCHOR_GENERATOR.OFFSET"),
         add_config=add_gfl_config,
+        plain=PlainFacts(frozenset({"GFL"}), _BOXES, "never"),
     )
 )

@@ -1,7 +1,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Keys of Detectron2 that a config sets and nothing would read: refused, or warned of.
 
-docs/detectron2_keys.md lists who reads which key.
+docs/detectron2_keys.md lists which part of the code reads which key.
 """
 
 import logging
@@ -10,27 +10,13 @@ from collections.abc import Iterator
 from detectron2.config import CfgNode, get_cfg
 
 from .defaults import add_d2kd_config, get_value
+from .detectors import all_own_groups, find_detector, is_known_dense, plain_facts
 from .spelling import same_value
 
 __all__ = ["describe_unused_keys", "ineffective_keys", "warn_of_unused_keys"]
 
-_PROPOSALS = {"RPN", "PROPOSAL_GENERATOR"}
-_ROI = {"ROI_HEADS", "ROI_BOX_HEAD", "ROI_BOX_CASCADE_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD"}
-_SEGMENTATION = {"SEM_SEG_HEAD", "PANOPTIC_FPN"}
-# Meta-architecture -> groups under MODEL that it reads, of those that one detector alone has.
-_GROUPS_READ = {
-    "GeneralizedRCNN": _PROPOSALS | _ROI,
-    "PanopticFPN": _PROPOSALS | _ROI | _SEGMENTATION,
-    "ProposalNetwork": _PROPOSALS,
-    "SemanticSegmentor": {"SEM_SEG_HEAD"},
-    "RetinaNet": {"RETINANET"},
-    "FCOS": {"FCOS"},
-    "GFL": {"GFL"},
-}
-_GROUPS = set().union(*_GROUPS_READ.values())
 # Groups whose other keys count if ENABLED is True.
 _SWITCHED = ("INPUT.CROP", "SOLVER.CLIP_GRADIENTS", "TEST.AUG", "TEST.PRECISE_BN")
-_DENSE = ("RetinaNet", "FCOS", "GFL")
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +41,9 @@ def _augmentation_problems(cfg: CfgNode) -> Iterator[str]:
     if not cfg.TEST.AUG.ENABLED:
         return
     name = cfg.MODEL.META_ARCHITECTURE
+    row = find_detector(cfg)
     # A detector of one's own is looked at when it is built.
-    if name != "GeneralizedRCNN" and name in _GROUPS_READ:
+    if not (row and row.two_stage) and plain_facts(cfg).own_groups is not None:
         yield (
             "  TEST.AUG.ENABLED is True: set it to False, Detectron2 augments tests of "
             f"MODEL.META_ARCHITECTURE GeneralizedRCNN alone, not of {name}"
@@ -83,7 +70,7 @@ def _proposal_problems(cfg: CfgNode) -> Iterator[str]:
             "  MODEL.LOAD_PROPOSALS is True: set it to False, student and teacher share the "
             "proposals of the student's RPN"
         )
-    elif loaded and (generator in ("RPN", "RRPN") or cfg.MODEL.META_ARCHITECTURE in _DENSE):
+    elif loaded and (generator in ("RPN", "RRPN") or is_known_dense(cfg)):
         yield (
             "  MODEL.LOAD_PROPOSALS is True, but a detector of MODEL.META_ARCHITECTURE "
             f"{cfg.MODEL.META_ARCHITECTURE} and MODEL.PROPOSAL_GENERATOR.NAME {generator!r} does "
@@ -113,11 +100,12 @@ def _switched_off(cfg: CfgNode) -> Iterator[str]:
 
 def _unread_groups(cfg: CfgNode) -> Iterator[str]:
     name = cfg.MODEL.META_ARCHITECTURE
-    if name not in _GROUPS_READ:  # a detector of one's own may read anything
+    own_groups = plain_facts(cfg).own_groups
+    if own_groups is None:  # a detector of one's own may read anything
         return
     defaults = get_cfg()
     add_d2kd_config(defaults)
-    for group in sorted(_GROUPS - _GROUPS_READ[name]):
+    for group in sorted(all_own_groups() - own_groups):
         changed = list(_changed(cfg.MODEL[group], defaults.MODEL[group], f"MODEL.{group}."))
         if changed:
             yield f"{', '.join(changed)}: MODEL.META_ARCHITECTURE {name} does not read them"
@@ -135,10 +123,12 @@ def _changed(node: CfgNode, defaults: CfgNode, prefix: str) -> Iterator[str]:
 def _unread_switches(cfg: CfgNode) -> Iterator[str]:
     name = cfg.MODEL.META_ARCHITECTURE
     for key, head in (("MASK_ON", "mask"), ("KEYPOINT_ON", "keypoint")):
-        if cfg.MODEL[key] and name in _DENSE:
+        if cfg.MODEL[key] and is_known_dense(cfg):
             yield f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE {name} has no {head} head"
-    draws = name == "RetinaNet" and cfg.DISTILL.ENABLED
-    if cfg.VIS_PERIOD > 0 and name in _GROUPS_READ and not (draws or name == "GeneralizedRCNN"):
+    draws = plain_facts(cfg).draws
+    if cfg.VIS_PERIOD > 0 and (
+        draws == "never" or draws == "distilled" and not cfg.DISTILL.ENABLED
+    ):
         yield f"VIS_PERIOD is {cfg.VIS_PERIOD}, but {name} draws no training images"
     if cfg.SOLVER.OPTIMIZER == "ADAMW":
         for key, default in (("MOMENTUM", 0.9), ("NESTEROV", False)):

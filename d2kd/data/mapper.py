@@ -11,7 +11,7 @@ from detectron2.data.detection_utils import SizeMismatchError, check_image_size,
 
 from ..config.defaults import BAD_IMAGES
 from ..utils.end_with_parent import guard_data_worker
-from ..utils.errors import DatasetError
+from ..utils.errors import ConfigError, DatasetError
 from .map_cache.image_digest import DigestingMapper
 
 __all__ = ["NamingMapper", "build_mapper"]
@@ -45,7 +45,7 @@ class NamingMapper:
                 returns None, for which Detectron2's loader takes another image.
         """
         if on_bad_image not in BAD_IMAGES:
-            raise ValueError(
+            raise ConfigError(
                 f"DATALOADER.BAD_IMAGES is {on_bad_image!r}: set it to one of {BAD_IMAGES}"
             )
         self.mapper = mapper

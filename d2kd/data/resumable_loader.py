@@ -14,6 +14,7 @@ from detectron2.data.common import DatasetFromList, ToIterableDataset
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..utils.errors import ConfigError
 from ..utils.rng_state import kept_random_state
 from .mapper import build_mapper
 from .sample_stream import Mark, SampleStream, Start
@@ -27,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 
 class ResumableLoader:
-    """The batches of Detectron2's own training loader, bit for bit, and a state to go on from.
+    """The batches of Detectron2's own training loader, bit for bit, and a state to resume from.
 
     The alternative is to draw every image's augmentation from a seed of its own, made of the
-    run's seed and the position. There would be less to remember, but no run would be equal to stock
-    Detectron2's, nor any earlier one repeatable. So what is remembered is where each data worker
-    and each group of aspect ratios stands, and the random streams from before those few samples;
-    they are made once more when a run is resumed.
+    run's seed and the position. The state would be smaller, but no run would be equal to stock
+    Detectron2's, nor could an earlier run be repeated. So the state holds the position of each
+    data worker and each group of aspect ratios, and the random states from before those few
+    samples. The samples are mapped again when a run is resumed.
     """
 
     def __init__(self, stream: SampleStream, *, batch_size: int, num_workers: int, grouped: bool):
@@ -171,7 +172,7 @@ def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         dataset = DatasetFromList(dataset, copy=False)
     batch_size, rest = divmod(parts["total_batch_size"], comm.get_world_size())
     if rest:
-        raise ValueError(
+        raise ConfigError(
             f"SOLVER.IMS_PER_BATCH is {parts['total_batch_size']}: set it to a multiple of the "
             f"{comm.get_world_size()} processes"
         )

@@ -45,7 +45,8 @@ class SampleStream(IterableDataset):
 
     Each worker draws its augmentation from random streams of its own, which therefore depend on
     all that it has mapped. So a sample carries their state from before it was made. A worker
-    that continues another makes that one's last sample once more, and its streams stand right.
+    that continues another one maps that one's last sample again, which restores its random
+    streams.
     """
 
     def __init__(self, dataset: Dataset, mapper: Callable, sampler: Iterable[int], chunk: int):

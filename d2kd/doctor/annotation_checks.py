@@ -36,7 +36,7 @@ def check_annotations(
         for kind, text in found.described()
     ]
     rows += [*_suspicions(registered), *_repeated(registered), *_crowded(registered, cfg)]
-    return rows or [ok("annotations", "nothing is odd, and nothing had to be put right")]
+    return rows or [ok("annotations", "nothing is suspicious, and nothing was repaired")]
 
 
 def _suspicions(records: Sequence[dict]) -> list[Finding]:

@@ -12,6 +12,8 @@ CHECK_WIDTH = 18
 
 
 class Status(enum.Enum):
+    """How a finding is rated."""
+
     OK = "ok"
     WARNING = "warning"
     ERROR = "error"
@@ -34,14 +36,17 @@ class Finding(NamedTuple):
 
 
 def ok(check: str, text: str, advice: str = "") -> Finding:
+    """A finding that needs no action."""
     return Finding(Status.OK, check, text, advice)
 
 
 def warning(check: str, text: str, advice: str) -> Finding:
+    """A finding to look at before training."""
     return Finding(Status.WARNING, check, text, advice)
 
 
 def error(check: str, text: str, advice: str = "") -> Finding:
+    """A finding that makes training impossible or pointless."""
     return Finding(Status.ERROR, check, text, advice)
 
 

@@ -112,7 +112,7 @@ def check_ratios(
 def _advise(key: str, weight: float, ratio: float, target: float) -> tuple[bool, str]:
     """Say whether a ratio is one to train with, and which weight gives the target."""
     if ratio == 0 or not math.isfinite(ratio):
-        return False, f"it teaches nothing now: is {key} 0, or is no region positive or accepted?"
+        return False, f"this loss is 0 now: is {key} 0, or is no region positive or accepted?"
     advice = f"{key} {weight * target / ratio:.2g} would make it {target:g} (now {weight:g})"
     return LOW <= ratio <= HIGH, advice
 

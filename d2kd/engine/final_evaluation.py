@@ -52,10 +52,10 @@ class FinalEvaluation(DefaultTrainer):
         return OrderedDict((name, _rename(found)) for name, found in results.items())
 
     def add_tta_hook(self, hooks: list[HookBase]) -> None:
-        """Evaluate with TEST.AUG after the last step, behind the plain evaluation.
+        """Evaluate with TEST.AUG after the last step, after the evaluation without it.
 
         Raises:
-            ConfigError: the detector is none that Detectron2 can augment the tests of.
+            ConfigError: Detectron2 has no test-time augmentation for the detector.
         """
         if self.cfg.TEST.AUG.ENABLED:
             if not isinstance(_student_of(self.model), GeneralizedRCNN):
@@ -72,10 +72,10 @@ class FinalEvaluation(DefaultTrainer):
         return results
 
     def train(self) -> OrderedDict | None:
-        """As DefaultTrainer's; TEST.EXPECTED_RESULTS may speak of several sets.
+        """As DefaultTrainer's; TEST.EXPECTED_RESULTS may name several sets.
 
         Raises:
-            UnexpectedResultsError: the results are others.
+            UnexpectedResultsError: the results differ from TEST.EXPECTED_RESULTS.
         """
         TrainerBase.train(self, self.start_iter, self.max_iter)
         if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
@@ -85,13 +85,14 @@ class FinalEvaluation(DefaultTrainer):
 
 
 def measure_student_alone(hooks: list[HookBase], model: nn.Module) -> list[HookBase]:
-    """Let precise BatchNorm statistics run the student alone; the teacher's answers are not read.
+    """Let precise BatchNorm statistics run the student alone; the teacher's outputs are not read.
 
     Args:
         hooks: DefaultTrainer's.
         model: the Distiller, or the plain student.
     """
     student = _student_of(model)
+    # PreciseBN gives its settings by its private attributes only.
     return [
         (
             PreciseBN(hook._period, student, hook._data_loader, hook._num_iter)

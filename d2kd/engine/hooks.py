@@ -39,6 +39,7 @@ class DistillLossHook(HookBase):
         self.schedule = schedule
 
     def before_train(self) -> None:
+        """Bind to the model, and find the iteration from which the factor stays 0."""
         unwrap(self.trainer.model).register_loss_hook(self.name, self)
         last = self.trainer.max_iter
         # A factor of 0 may also be a warm-up's first: what counts is that none follows.
@@ -46,11 +47,13 @@ class DistillLossHook(HookBase):
         self._over_at = last - len(list(zeros))
 
     def before_step(self) -> None:
+        """Tell the model once the factor stays 0."""
         if self.trainer.iter >= self._over_at:
             unwrap(self.trainer.model).finish_loss(self.name)
             self._log(0.0)
 
     def after_train(self) -> None:
+        """Unbind from the model."""
         unwrap(self.trainer.model).unregister_loss_hook(self.name)
 
     def __call__(self, loss_module: nn.Module, step: DistillStep) -> LossTerms:
@@ -78,6 +81,7 @@ class LossRatioHook(HookBase):
         self.period = period
 
     def after_step(self) -> None:
+        """Log the ratios whenever Detectron2's writers write."""
         done = self.trainer.iter + 1
         # The iterations at which Detectron2's writers write.
         if done % self.period and done != self.trainer.max_iter:

@@ -40,6 +40,7 @@ class Request(IntEnum):
 
     @property
     def stops(self) -> bool:
+        """Does it end the training?"""
         return self >= Request.INTERRUPT
 
 
@@ -60,7 +61,7 @@ def is_same_request(signum: int, since: float | None) -> bool:
 
 
 class SignalHandler:
-    """Remembers what signals have asked for; the second request to stop acts at once.
+    """Records what signals have asked for; the second request to stop acts at once.
 
     Attributes:
         at_once: whether the first request to stop acts at once too.

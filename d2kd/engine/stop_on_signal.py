@@ -49,11 +49,13 @@ class StopOnSignal(HookBase):
         return [*added, self]
 
     def before_train(self) -> None:
+        """Connect to the signal handler, and to the other processes."""
         current_handler().in_evaluation = self.in_evaluation
         if comm.get_world_size() > 1:
             self._question = Question()
 
     def after_step(self) -> None:
+        """Save or stop if a signal has asked for it."""
         asked = current_handler().take()
         if self._question:
             asked = self._question.exchange(asked)
@@ -103,6 +105,7 @@ class StopOnSignal(HookBase):
             self._stop(asked)
 
     def after_train(self) -> None:
+        """Disconnect from the signal handler."""
         current_handler().at_once = False
         current_handler().in_evaluation = lambda: False
         if self._question:
@@ -119,6 +122,7 @@ class _SkipEvaluation(HookBase):
     """Leaves out the evaluation of a step in which SIGTERM was received."""
 
     def after_step(self) -> None:
+        """Raise if SIGTERM was received in this step."""
         current_handler().check_evaluation()
 
 

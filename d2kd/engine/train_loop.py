@@ -126,6 +126,7 @@ class AccumulatingTrainer(CheckedTrainer):
         self.micro_steps: list[StepRecord] = []
 
     def run_step(self) -> None:
+        """Compute the gradients of all batches of the step, then update the weights once."""
         assert self.model.training, "[AccumulatingTrainer] model was changed to eval mode!"
         self.micro_steps.clear()
         self.optimizer.zero_grad()

@@ -154,6 +154,7 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
                 hook.after_train()
 
     def run_step(self) -> None:
+        """Run one step; a loss that is not finite is reported with its batch."""
         folder = self.cfg.OUTPUT_DIR
         model, loop = unwrap(self.model), self._trainer
         with report_nonfinite_loss(
@@ -200,6 +201,6 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
     def _get_teacher(self) -> nn.Module:
         if self.cfg.DISTILL.ENABLED:
             return unwrap(self.model).teacher.model
-        # A baseline starts as its distilled twin does: the same weights, the same random streams.
+        # A baseline starts with the weights and random states of the distilled run of its seed.
         with torch.random.fork_rng(devices=[]):
             return build_teacher(read_teacher_config(self.cfg), self.cfg.INPUT.FORMAT).model

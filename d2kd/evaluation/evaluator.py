@@ -25,6 +25,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 
+from ..config.detectors import is_known_dense, plain_facts
 from ..utils.errors import DatasetError
 from .coco import build_coco_evaluator
 from .voc_ap import voc_average_precision
@@ -67,9 +68,11 @@ class VOCAP50Evaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
+        """Drop all predictions."""
         self._predictions: list[tuple[np.ndarray, ...]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Add the predictions for these images."""
         for record, output in zip(inputs, outputs):
             instances = output["instances"]
             boxes = instances.pred_boxes.tensor.detach().cpu().double().numpy()
@@ -108,16 +111,6 @@ class VOCAP50Evaluator(DatasetEvaluator):
         return {"voc": results}
 
 
-# Which outputs the meta-architectures of Detectron2 and d2kd give; any other is trusted.
-_OUTPUTS = {
-    "GeneralizedRCNN": {"instances"},
-    "RetinaNet": {"instances"},
-    "FCOS": {"instances"},
-    "GFL": {"instances"},
-    "ProposalNetwork": {"proposals"},
-    "SemanticSegmentor": {"sem_seg"},
-    "PanopticFPN": {"instances", "sem_seg", "panoptic_seg"},
-}
 # evaluator_type -> the package that its metric needs; Detectron2 imports some after all images are
 # predicted.
 _PACKAGES = {
@@ -152,7 +145,7 @@ def build_evaluator(
             f"MetadataCatalog.get('{dataset_name}').evaluator_type to one of {sorted(_BUILDERS)}, "
             "or declare the set under DATASETS.CUSTOM."
         )
-    outputs = _OUTPUTS.get(cfg.MODEL.META_ARCHITECTURE)
+    outputs = plain_facts(cfg).predicts
     builders = {
         output: build
         for output, build in _BUILDERS[kind].items()
@@ -178,7 +171,7 @@ def _instances(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
 
 def _cityscapes(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
     """Cityscapes' own metric is of masks; a detector of boxes gets COCO's."""
-    if cfg.MODEL.META_ARCHITECTURE in ("RetinaNet", "FCOS", "GFL") or not cfg.MODEL.MASK_ON:
+    if is_known_dense(cfg) or not cfg.MODEL.MASK_ON:
         return build_coco_evaluator(cfg, name, folder)
     _need_package(name, "cityscapes_instance")
     return CityscapesInstanceEvaluator(name)

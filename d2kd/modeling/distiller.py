@@ -91,6 +91,7 @@ class Distiller(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        """Build and check both networks and the losses."""
         check_config(cfg)
         forward_pair = get_paired_forward(cfg)
         teacher_cfg = read_teacher_config(cfg)
@@ -124,6 +125,7 @@ class Distiller(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The student's device, which Detectron2 asks the model for."""
         return self.student.device
 
     def register_loss_hook(self, name: str, hook: LossHook) -> None:
@@ -136,6 +138,7 @@ class Distiller(nn.Module):
         self._finished.discard(name)
 
     def unregister_loss_hook(self, name: str) -> None:
+        """Stop computing the distillation loss ``name``."""
         self._loss_hooks.pop(name, None)
 
     def finish_loss(self, name: str) -> None:

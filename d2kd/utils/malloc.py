@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The CPU's allocator, told that training repeats itself."""
+"""glibc malloc settings that keep freed memory in the process."""
 
 import ctypes
 

@@ -17,4 +17,5 @@ def is_number(value: Any) -> bool:
 
 
 def is_integer(value: Any) -> bool:
+    """Is it an integer, and no bool?"""
     return isinstance(value, int) and not isinstance(value, bool)

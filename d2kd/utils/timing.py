@@ -27,6 +27,7 @@ class Sample:
 
     @property
     def median(self) -> float:
+        """The median of the times."""
         return statistics.median(self.values)
 
     @property

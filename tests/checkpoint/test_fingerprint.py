@@ -138,7 +138,7 @@ def test_a_checkpoint_of_release_06_has_no_optimizer(tmp_path, caplog):
     assert _warnings(caplog) == []
     del saved["trainer"]["_trainer"]
     torch.save(saved, tmp_path / "model_final.pth")
-    with pytest.raises(ResumeError, match="holds no optimizer.*start anew, from MODEL.WEIGHTS"):
+    with pytest.raises(ResumeError, match="holds no optimizer.*start again, from MODEL.WEIGHTS"):
         _resume(None, tmp_path)
 
 

@@ -147,8 +147,8 @@ def test_a_process_other_than_the_first_stops_before_its_step(
     trainer, events = _events(distiller, trainer_class, monkeypatch, *args)
 
     def run_step():
-        recent = getattr(trainer, "recent", ())
-        with report_nonfinite_loss(distiller, 7, str(tmp_path), recent), EventStorage():
+        micro_steps = trainer.micro_steps if isinstance(trainer, AccumulatingTrainer) else ()
+        with report_nonfinite_loss(distiller, 7, str(tmp_path), micro_steps), EventStorage():
             trainer.run_step()
 
     run_step()

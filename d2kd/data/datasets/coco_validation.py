@@ -13,14 +13,17 @@ __all__ = ["REQUIRED", "check_annotations", "check_lists", "keypoint_names"]
 
 
 def is_id(value: Any) -> bool:
+    """Is it an integer or a string?"""
     return is_integer(value) or isinstance(value, str)
 
 
 def is_side(value: Any) -> bool:
+    """Is it a number of at least 1?"""
     return is_number(value) and value >= 1
 
 
 def is_text(value: Any) -> bool:
+    """Is it a string that is not blank?"""
     return isinstance(value, str) and bool(value.strip())
 
 

@@ -49,7 +49,7 @@ def to_dataset_dicts(
         detections: TEST.DETECTIONS_PER_IMAGE; images with more objects are remarked on. 0: none.
 
     Returns:
-        Detectron2's dataset dicts with boxes in XYXY_ABS, and what was odd or put right.
+        Detectron2's dataset dicts with boxes in XYXY_ABS, and what was suspicious or repaired.
 
     Raises:
         DatasetError: an image is missing, unreadable or of another size than its annotation says;

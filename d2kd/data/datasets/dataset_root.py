@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Where data sets live: Detectron2's convention, ``$DETECTRON2_DATASETS`` or ``./datasets``."""
+"""The folder of data sets, as in Detectron2: ``$DETECTRON2_DATASETS`` or ``./datasets``."""
 
 import os
 import stat

@@ -173,7 +173,7 @@ def register_custom_datasets(cfg: CfgNode) -> dict[str, Remarks]:
     declarations that are not used are not looked at.
 
     Returns:
-        What was odd or put right in each declared set, by its name; it is logged too.
+        What was suspicious or repaired in each declared set, by its name; it is logged too.
 
     Raises:
         DatasetError: something is misspelt, missing or malformed; names the key or file.

@@ -33,6 +33,7 @@ class ImageHeader(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
         return self.width, self.height
 
     @property

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""What was found odd, or was put right, while a data set was loaded: counted by kind."""
+"""What was suspicious or repaired while a data set was loaded: counted by kind."""
 
 import logging
 from collections.abc import Iterator

@@ -87,7 +87,7 @@ def _product_form(
     c2: float,
     exponents: tuple[float, float, float],
 ) -> Tensor:
-    """Luminance, contrast and structure apart, each with its exponent.
+    """Luminance, contrast and structure separately, each with its exponent.
 
     Wang et al., IEEE TIP 13(4), 2004, eq. 6, 9, 10 with C3 = C2 / 2. Under an exponent that is
     neither 0 nor 1 a factor below 1e-6 counts as 1e-6: structure may be negative.
@@ -105,7 +105,7 @@ def _product_form(
     covariance = smooth(x * y) - mu_x * mu_y
     variance_x = (smooth(x * x) - mu_x**2).clamp(min=0)
     variance_y = (smooth(y * y) - mu_y**2).clamp(min=0)
-    # The root's slope at 0 is infinite; this floor moves contrast by 0.2 % at most.
+    # The root's slope at 0 is infinite; this lower limit changes contrast by 0.2 % at most.
     deviations = (variance_x * variance_y + (1e-3 * c2) ** 2).sqrt()
     luminance = (2 * mu_x * mu_y + c1) / (mu_x**2 + mu_y**2 + c1)
     contrast = (2 * deviations + c2) / (variance_x + variance_y + c2)

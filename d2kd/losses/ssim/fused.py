@@ -92,6 +92,7 @@ class ClosedSSIM(Function):
         c1: float,
         c2: float,
     ) -> Tensor:
+        """Compute SSIM over all channels, and keep the slopes for ``backward``."""
         smooth = GaussianWindow(x, window, sigma)
         learns = ctx.needs_input_grad[0]
         scales = _Scale.of(x, first_dim, learns), _Scale.of(y, first_dim, False)
@@ -109,6 +110,7 @@ class ClosedSSIM(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of ``x``, from the slopes."""
         x, y = ctx.saved_tensors
         grad, result = (grad * ctx.smooth.norm)[:, None], torch.empty(
             x.shape, dtype=x.dtype, device=x.device

@@ -69,6 +69,7 @@ class FCOS(d2_fcos.FCOS):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The constructor's arguments, from ``MODEL.FCOS``."""
         backbone = build_backbone(cfg)
         fcos = cfg.MODEL.FCOS
         return {

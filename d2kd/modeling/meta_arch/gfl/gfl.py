@@ -81,6 +81,7 @@ class GFL(DenseDetector):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        """The constructor's arguments, from ``MODEL.GFL``."""
         node = cfg.MODEL.GFL
         backbone = build_backbone(cfg)
         output_shape = backbone.output_shape()
@@ -116,6 +117,7 @@ class GFL(DenseDetector):
         predictions: list[list[Tensor]],
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
+        """Compute the losses from the head's predictions."""
         pred_logits, pred_bins = self._transpose(predictions)
         anchors = self.anchor_generator(features)
         gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
@@ -197,6 +199,7 @@ class GFL(DenseDetector):
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
     ) -> list[Instances]:
+        """Decode the head's predictions to the detections of each image."""
         pred_logits, pred_bins = self._transpose(predictions)
         anchors = self.anchor_generator(features)
         scores = [x.float().sigmoid() for x in pred_logits]

@@ -51,6 +51,7 @@ class GFLHead(RetinaNetHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
+        """The constructor's arguments, from ``MODEL.GFL``."""
         node = cfg.MODEL.GFL
         return {
             "input_shape": input_shape,
