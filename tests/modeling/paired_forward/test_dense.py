@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The paired forward of dense detectors: stock losses, one head pass, and rows that mean the same region."""
+"""The paired forward of dense detectors: stock losses, one head pass, rows of the same regions."""
 
 import copy
 import itertools

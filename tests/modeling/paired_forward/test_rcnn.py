@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The paired forward of a two-stage detector: stock losses, one head pass, rows that mean the same region."""
+"""The paired forward of two-stage detectors: stock losses, one pass, rows of the same regions."""
 
 import copy
 
