@@ -163,7 +163,12 @@ def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
 
     A training set of its own that is an IterableDataset knows no position: it is left to
     Detectron2.
+
+    Raises:
+        ConfigError: there is no training set, or the processes cannot share a batch equally.
     """
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN is empty: set it to the sets to train on")
     parts = build_detection_train_loader.from_config(cfg, mapper=build_mapper(cfg, True))
     dataset, sampler = parts["dataset"], parts["sampler"]
     if isinstance(dataset, IterableDataset) or sampler is None:

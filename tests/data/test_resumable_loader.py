@@ -14,8 +14,9 @@ from PIL import Image
 
 from d2kd.config.defaults import add_d2kd_config
 from d2kd.data.resumable_loader import build_train_loader
-from d2kd.utils.errors import DatasetError
+from d2kd.utils.errors import ConfigError, DatasetError
 from d2kd.utils.rng_state import get_random_state, kept_random_state, set_random_state
+from tests.common.helpers import plain_cfg
 
 NAME = "loader_train"
 BATCHES = 9
@@ -163,3 +164,8 @@ def test_random_streams_are_kept(tmp_path):
     set_random_state(state)
     third = [random.random(), np.random.randn(), torch.rand(1).item(), random.gauss(0, 1)]
     assert first == second == third
+
+
+def test_no_training_set_is_named():
+    with pytest.raises(ConfigError, match="DATASETS.TRAIN is empty: set it to the sets"):
+        build_train_loader(plain_cfg("DATASETS.TRAIN", ()))
