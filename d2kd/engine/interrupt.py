@@ -102,6 +102,20 @@ class SignalHandler:
         if self.stop is Request.TERMINATE and self.in_evaluation():
             raise EvaluationStopped
 
+    def check_between_batches(self) -> None:
+        """Leave an evaluation whose signal was received where Python could not act on it.
+
+        An exception is lost that a signal handler raises in a callback, such as logging's after a
+        fork of a data worker.
+
+        Raises:
+            KeyboardInterrupt: a signal asks to stop at once.
+            EvaluationStopped: as ``check_evaluation``.
+        """
+        if self.at_once and self.stop.stops:
+            raise KeyboardInterrupt
+        self.check_evaluation()
+
     @contextmanager
     def acting_at_once(self) -> Iterator[None]:
         """Let signals stop the run at once: there is a checkpoint, and no step is under way.

@@ -8,6 +8,7 @@ checkpoint has been written, so these act at once.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,7 +19,7 @@ from detectron2.utils import comm
 from ..checkpoint.run_checkpointer import save_step
 from .interrupt import EvaluationStopped, Request, current_handler
 
-__all__ = ["Question", "StopOnSignal"]
+__all__ = ["Question", "StopOnSignal", "StoppableLoader"]
 
 logger = logging.getLogger(__name__)
 
@@ -157,3 +158,21 @@ class Question:
             self._asked.wait()
             self._asked = None
         return Request(int(self._answer.item()))
+
+
+class StoppableLoader:
+    """A test loader that looks, before each batch, whether a signal has asked to stop."""
+
+    def __init__(self, loader: Any):
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            current_handler().check_between_batches()
+            yield batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)

@@ -34,7 +34,7 @@ from .base_trainer import BaseTrainer
 from .final_evaluation import FinalEvaluation, measure_student_alone
 from .hooks import build_distill_hooks, unwrap
 from .nonfinite import report_nonfinite_loss
-from .stop_on_signal import StopOnSignal
+from .stop_on_signal import StopOnSignal, StoppableLoader
 
 __all__ = ["DistillTrainer"]
 
@@ -80,9 +80,10 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Detectron2's, whose errors name the image."""
+        """Detectron2's, whose errors name the image, and which signals stop."""
         mapper = build_mapper(cfg, False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return StoppableLoader(loader)
 
     def _build_checkpointer(self) -> DetectionCheckpointer:
         model, trainer = unwrap(self.model), weakref.proxy(self)

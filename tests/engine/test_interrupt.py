@@ -16,7 +16,14 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from d2kd.engine import DistillTrainer, interrupt
-from d2kd.engine.interrupt import INTERRUPTED, TERMINATED, Request, interruptible
+from d2kd.engine.interrupt import (
+    INTERRUPTED,
+    TERMINATED,
+    EvaluationStopped,
+    Request,
+    interruptible,
+)
+from d2kd.engine.stop_on_signal import StoppableLoader
 from tests.common.helpers import distill_cfg, plain_cfg
 from tests.common.resumed_runs import (
     differences,
@@ -296,3 +303,28 @@ def test_an_evaluation_that_is_made_up_for_stops_at_once(
             start(cfg, seed=1).train()
         assert ended.value.code == TERMINATED
         assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+@pytest.mark.parametrize(
+    "at_once, in_evaluation, error",
+    [(False, True, EvaluationStopped), (True, False, KeyboardInterrupt), (False, False, None)],
+)
+def test_a_signal_lost_in_a_callback_stops_at_the_next_batch(
+    monkeypatch, at_once, in_evaluation, error
+):
+    handler, seen = interrupt.current_handler(), []
+    monkeypatch.setattr(handler, "at_once", at_once)
+    monkeypatch.setattr(handler, "in_evaluation", lambda: in_evaluation)
+
+    def read():
+        for batch in StoppableLoader([1, 2, 3]):
+            seen.append(batch)
+            monkeypatch.setattr(handler, "stop", Request.TERMINATE)
+
+    if error is None:
+        read()
+        assert seen == [1, 2, 3]
+        return
+    with pytest.raises(error):
+        read()
+    assert seen == [1]
