@@ -39,7 +39,7 @@ def take_step(pair, opts):
     cfg, student, teacher = pair
     cfg = cfg.clone()
     cfg.merge_from_list(opts)
-    losses = build_distill_losses(cfg, student, teacher.model)
+    losses = build_distill_losses(cfg, cfg, student, teacher.model)
     forward_pair = get_paired_forward(cfg)
     distiller = Distiller(
         student=student,

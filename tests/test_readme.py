@@ -147,7 +147,7 @@ def test_the_recipe_for_a_distance_and_a_mask_works_as_printed():
     cfg = plain_cfg()
     cfg.merge_from_other_cfg(cfg.load_cfg(keys))
     _, student, teacher = build_pair()
-    loss = build_distill_losses(cfg, student, teacher.model)
+    loss = build_distill_losses(cfg, plain_cfg(), student, teacher.model)
     assert loss["feature"].distance.keywords == {"delta": 0.5}
 
 

@@ -24,7 +24,6 @@ from ..engine import DistillTrainer
 from ..modeling import Distiller, FrozenTeacher
 from ..modeling.build import build_student, build_teacher, read_teacher_config
 from ..modeling.build_losses import build_distill_losses, union_of_requires
-from ..modeling.compatibility import check_pair
 from ..modeling.paired_forward.registry import get_paired_forward
 from ..modeling.teacher_cache.build import build_teacher_cache
 from ..modeling.teacher_cache.cached_maps import TeacherCache
@@ -150,8 +149,7 @@ def build_networks(
     random += ["teacher"] if drawn else []
     model = copy.deepcopy(teacher.model) if separate_baseline else teacher.model
     optimized_teacher = _optimized(cfg, model, teacher)
-    losses = build_distill_losses(cfg, student, teacher.model).to(cfg.MODEL.DEVICE)
-    check_pair(cfg, read_teacher_config(cfg), union_of_requires(losses.values()))
+    losses = build_distill_losses(cfg, read_teacher_config(cfg), student, teacher.model)
     stock = build_stock(cfg) if separate_baseline else None
     if stock:
         stock.load_state_dict(student.state_dict(keep_vars=True), assign=True)

@@ -10,7 +10,7 @@ from ..losses.adapters import build_adapters
 from ..losses.classification import ClassificationLoss
 from ..losses.feature import FeatureLoss
 from ..losses.regression import RegressionLoss
-from .compatibility import check_dense_levels, check_levels
+from .compatibility import check_dense_levels, check_levels, check_pair
 
 __all__ = ["build_distill_losses", "union_of_requires"]
 
@@ -72,18 +72,23 @@ _BUILDERS: dict[str, Callable[[CfgNode, nn.Module, nn.Module], nn.Module]] = {
 }
 
 
-def build_distill_losses(cfg: CfgNode, student: nn.Module, teacher: nn.Module) -> nn.ModuleDict:
-    """The enabled losses by name, adapters inside.
+def build_distill_losses(
+    cfg: CfgNode, teacher_cfg: CfgNode, student: nn.Module, teacher: nn.Module
+) -> nn.ModuleDict:
+    """The enabled losses by name, adapters inside, on MODEL.DEVICE.
 
     Args:
-        cfg: with DISTILL.*.
+        cfg, teacher_cfg: the student's, with DISTILL.*, and the teacher's full configs.
         student, teacher: the detectors, for the shapes of their feature levels.
 
     Raises:
-        ConfigError, PairMismatchError: a loss's keys do not fit the detectors.
+        ConfigError, PairMismatchError: a loss does not fit the detectors, or they do not fit each
+            other in what the losses compare.
     """
     names = cfg.DISTILL.LOSSES
-    return nn.ModuleDict({name: _BUILDERS[name](cfg, student, teacher) for name in names})
+    losses = nn.ModuleDict({name: _BUILDERS[name](cfg, student, teacher) for name in names})
+    check_pair(cfg, teacher_cfg, union_of_requires(losses.values()))
+    return losses.to(cfg.MODEL.DEVICE)
 
 
 def union_of_requires(losses: Iterable[nn.Module]) -> frozenset[str]:

@@ -16,7 +16,6 @@ from ..utils.rng_state import get_random_state
 from .build import build_student, build_teacher, read_teacher_config
 from .build_losses import build_distill_losses, union_of_requires
 from .class_names import check_class_names, teacher_class_names
-from .compatibility import check_pair
 from .paired_forward.registry import PairForward, RequiredOutputs, get_paired_forward
 from .teacher import FrozenTeacher
 
@@ -109,15 +108,13 @@ class Distiller(nn.Module):
                 precision=node.PRECISION,
                 cached_by=cfg,
             )
-            losses = build_distill_losses(cfg, student, teacher.model)
-        requires = union_of_requires(losses.values())
-        check_pair(cfg, teacher_cfg, requires)
+            losses = build_distill_losses(cfg, teacher_cfg, student, teacher.model)
         classes = teacher_class_names(cfg, teacher_cfg, teacher.classes)
-        check_class_names(cfg, classes, requires)
+        check_class_names(cfg, classes, union_of_requires(losses.values()))
         return {
             "student": student,
             "teacher": teacher,
-            "distill_losses": losses.to(cfg.MODEL.DEVICE),
+            "distill_losses": losses,
             "forward_pair": forward_pair,
             "proposals": cfg.DISTILL.PROPOSALS,
             "cross_head": cfg.DISTILL.CROSS_HEAD,
