@@ -61,7 +61,7 @@ def _as_corners(numbers: np.ndarray, corners: bool) -> np.ndarray:
 def _leaves(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """(N,) whether a box in corners leaves its image."""
     low, high = boxes[:, :2] < -SLACK, boxes[:, 2:] > sizes + SLACK
-    return np.any(np.concatenate([low, high], axis=1), axis=1, keepdims=True)[:, 0]
+    return np.asarray(low.any(axis=1) | high.any(axis=1))
 
 
 def _relative(numbers: np.ndarray, sizes: np.ndarray) -> Suspicion | None:
