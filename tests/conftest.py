@@ -6,8 +6,9 @@ import signal
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
+import d2kd.data  # noqa: F401  registers the shapes, which stay registered
 from tests.common import ROOT
 from tests.common.helpers import TRAIN_SET, register_train_set, write_teacher
 
@@ -21,6 +22,16 @@ torch.set_num_threads(1)
 def ctrl_c():
     """A shell lets its background jobs, and all that they start, ignore what tests send."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def clean_catalogs():
+    """Data sets that the test registers are gone after it."""
+    before = {*DatasetCatalog.list(), *MetadataCatalog.list()}
+    yield
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        for name in set(catalog.list()) - before:
+            catalog.remove(name)
 
 
 @pytest.fixture(scope="session")

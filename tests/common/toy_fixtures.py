@@ -2,23 +2,17 @@
 """Fixtures: each test has its own DETECTRON2_DATASETS, and leaves the catalogs as they were."""
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
-import d2kd.data  # noqa: F401  registers the shapes, which stay registered
 from tests.common.toy_sets import write_image, write_xml
 
 
 @pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
+def root(tmp_path, monkeypatch, clean_catalogs):
     """An empty data root (and home folder)."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "root"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "root").mkdir()
-    before = {*DatasetCatalog.list(), *MetadataCatalog.list()}
-    yield tmp_path / "root"
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        for name in set(catalog.list()) - before:
-            catalog.remove(name)
+    return tmp_path / "root"
 
 
 @pytest.fixture

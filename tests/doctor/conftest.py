@@ -3,22 +3,12 @@
 
 import pytest
 import yaml
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from tests.common.helpers import distill_cfg, write_coco_set
 
 
-@pytest.fixture(autouse=True)
-def clean_catalogs():
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
 @pytest.fixture
-def setup(tmp_path, teacher_files):
+def setup(tmp_path, teacher_files, clean_catalogs):
     """(yaml of a student with data and a teacher, folder of the data)."""
     folder = tmp_path / "data"
     folder.mkdir()

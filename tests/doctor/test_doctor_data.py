@@ -15,6 +15,8 @@ from d2kd.doctor import Status
 from d2kd.doctor import data_checks as data
 from tests.common.helpers import plain_cfg, write_coco_set
 
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
 
 def _records(**changes):
     """Two records of 64 x 64 pixels with a box each; changes go to the first."""

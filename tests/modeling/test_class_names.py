@@ -22,13 +22,7 @@ NAMES = [f"class {i}" for i in range(K)]
 OTHER = [NAMES[1], NAMES[0], *NAMES[2:]]
 
 
-@pytest.fixture(autouse=True)
-def clean_catalogs():
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
 
 @pytest.fixture
