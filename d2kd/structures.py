@@ -175,8 +175,8 @@ class LossTerms(NamedTuple):
     total: Tensor
     per_level: dict[str, Tensor]
 
-    def scaled(self, factor: float) -> "LossTerms":
-        """The same times a factor."""
+    def scaled(self, factor: float | Tensor) -> "LossTerms":
+        """The same times a factor, a number or a scalar tensor."""
         return LossTerms(
             factor * self.total, {name: factor * term for name, term in self.per_level.items()}
         )

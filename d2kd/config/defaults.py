@@ -17,6 +17,7 @@ PRECISIONS = ("student", "float32", "bfloat16", "float16")
 CACHE_DTYPES = ("bfloat16", "float16", "float32")
 LAYOUTS = ("auto", "channels_first", "channels_last")
 OPTIMIZERS = ("SGD", "ADAMW")
+BALANCES = ("none", "gradient")
 SCHEDULES = ("constant", "linear", "cosine", "step")
 
 
@@ -61,10 +62,23 @@ def add_d2kd_config(cfg: CN) -> None:
     # positives and mask sums, which gives the gradients of the joined batch. False divides by each
     # process's own, as FRS's released code and most detection losses do (docs/processes.md).
     cfg.DISTILL.REDUCE_NORMALIZERS = False
+    _add_gradient_keys(cfg.DISTILL)
     _add_network_keys(cfg.DISTILL)
     _add_schedule_keys(cfg.DISTILL)
     _add_loss_keys(cfg.DISTILL)
     _add_mask_and_distance_keys(cfg.DISTILL)
+
+
+def _add_gradient_keys(node: CN) -> None:
+    # Iterations between two measurements of the losses' gradients at the maps of the student's
+    # backbone: the norm of each distillation loss's relative to the detection losses', and the
+    # cosine of the two (docs/weights.md). 0: none. A measurement costs up to half a step.
+    node.LOG_GRADIENTS = 0
+    # "none": a loss counts by its WEIGHT. "gradient": by its SHARE. Every BALANCE_PERIOD iterations
+    # the gradients are measured, and each loss is scaled so that the norm of its gradient is
+    # SHARE times the schedule's factor times that of the detection losses.
+    node.BALANCE = "none"
+    node.BALANCE_PERIOD = 20
 
 
 def _add_network_keys(node: CN) -> None:
@@ -119,6 +133,9 @@ def _add_loss_keys(node: CN) -> None:
     # TAR publishes no weight; 1.0 is our default and includes the paper's factor 1/2. FRS's weight
     # depends on the detector; SSIM's is 2 or 4.
     node.FEATURE.WEIGHT = 1.0
+    # Read by BALANCE "gradient", in which WEIGHT cancels out. No paper has one: the shares are our
+    # defaults, measured in MODEL_ZOO.md.
+    node.FEATURE.SHARE = 1.0
     # Feature levels to distil; [] is every level of the student's backbone.
     node.FEATURE.LEVELS = []
     # Where features are compared: "uniform", "gaussian" (TAR), "richness" (FRS), or a registered
@@ -135,6 +152,7 @@ def _add_loss_keys(node: CN) -> None:
 
     node.CLS = CN()
     node.CLS.WEIGHT = 1.0
+    node.CLS.SHARE = 0.3
     # "positives": soft labels on the positive regions (TAR). The name of a mask: soft labels at all
     # locations of the dense head, weighted by the mask (FRS: "richness", BCKD: "uniform").
     node.CLS.WHERE = "positives"
@@ -148,6 +166,7 @@ def _add_loss_keys(node: CN) -> None:
 
     node.REG = CN()
     node.REG.WEIGHT = 1.0
+    node.REG.SHARE = 0.3
     # "positives": boxes of the positive regions (TAR, LD). Else boxes of all anchors or points of a
     # dense detector, weighted by how much the class scores differ ("disagreement", BCKD), or by the
     # teacher's best class score ("teacher_score", CrossKD).

@@ -22,6 +22,7 @@ from ..utils.numbers import is_number
 from ..utils.text import did_you_mean
 from .defaults import (
     BAD_IMAGES,
+    BALANCES,
     CACHE_DTYPES,
     LAYOUTS,
     OPTIMIZERS,
@@ -72,6 +73,7 @@ def _distill_choices() -> dict[str, Sequence[str]]:
         "DISTILL.REG.GATE": GATES,
         "DISTILL.DISTANCES.SSIM.SCALING": list(SCALINGS),
         "DISTILL.PROPOSALS": PROPOSALS,
+        "DISTILL.BALANCE": BALANCES,
         "DISTILL.TEACHER.CACHE_DTYPE": CACHE_DTYPES,
         "DISTILL.TEACHER.LAYOUT": LAYOUTS,
         "DISTILL.TEACHER.PRECISION": PRECISIONS,
@@ -99,7 +101,12 @@ def check_config(cfg: CfgNode) -> None:
         *wrong_values(cfg),
     ]
     if cfg.DISTILL.ENABLED:
-        problems += [*_schedule_problems(cfg), *_exponent_problems(cfg), *_cache_problems(cfg)]
+        problems += [
+            *_schedule_problems(cfg),
+            *_exponent_problems(cfg),
+            *_cache_problems(cfg),
+            *_balance_problems(cfg),
+        ]
     _refuse(problems)
     if cfg.DISTILL.ENABLED:
         get_detector(cfg)
@@ -183,3 +190,16 @@ def _cache_problems(cfg: CfgNode) -> Problems:
             "  INPUT.CROP.ENABLED is True: random crops are never the same twice, so set it to "
             "False, or DISTILL.TEACHER.CACHE to ''"
         )
+
+
+def _balance_problems(cfg: CfgNode) -> Problems:
+    """A loss of weight 0 has no gradient to be scaled."""
+    if cfg.DISTILL.BALANCE != "gradient":
+        return
+    for name in cfg.DISTILL.LOSSES:
+        key = f"DISTILL.{name.upper()}.WEIGHT"
+        if get_value(cfg, key) == 0:
+            yield (
+                f"  {key} is 0: set it to 1.0, DISTILL.BALANCE 'gradient' scales the loss, or take "
+                f"{name!r} out of DISTILL.LOSSES"
+            )

@@ -16,7 +16,7 @@ from torch import nn
 from ..evaluation import build_evaluator, verify_expected_results
 from ..modeling import Distiller
 from ..utils.errors import ConfigError
-from .hooks import unwrap
+from .unwrap import unwrap
 
 __all__ = ["FinalEvaluation", "measure_student_alone"]
 

@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The hooks that compute the distillation losses, and the one that logs their size."""
+"""The hooks that compute the distillation losses, and those that log or set their size."""
 
 from itertools import takewhile
 
@@ -8,18 +8,14 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import get_event_storage
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..modeling import split_losses
 from ..structures import DistillStep, LossTerms
+from .gradient_hook import build_gradient_hook
 from .loss_schedule import build_schedule
+from .unwrap import unwrap
 
-__all__ = ["DistillLossHook", "LossRatioHook", "build_distill_hooks", "unwrap"]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, or the model."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+__all__ = ["DistillLossHook", "LossRatioHook", "build_distill_hooks"]
 
 
 class DistillLossHook(HookBase):
@@ -105,4 +101,9 @@ def build_distill_hooks(cfg: CfgNode) -> list[HookBase]:
     """The hooks of every enabled loss, for ``register_hooks`` of any trainer."""
     schedule = build_schedule(cfg)
     names = list(cfg.DISTILL.LOSSES)
-    return [*(DistillLossHook(name, schedule) for name in names), LossRatioHook(names)]
+    gradients = build_gradient_hook(cfg)
+    return [
+        *(DistillLossHook(name, schedule) for name in names),
+        *([gradients] if gradients else []),
+        LossRatioHook(names),
+    ]

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..modeling import Distiller
 from ..structures import StepRecord
 from ..utils.rng_state import get_random_state
-from .hooks import unwrap
+from .unwrap import unwrap
 
 __all__ = [
     "AccumulatingAMPTrainer",

@@ -32,9 +32,10 @@ from ..data import build_mapper, build_train_loader, class_names
 from ..modeling.build import build_teacher, check_parts, read_teacher_config
 from .base_trainer import BaseTrainer
 from .final_evaluation import FinalEvaluation, measure_student_alone
-from .hooks import build_distill_hooks, unwrap
+from .hooks import build_distill_hooks
 from .nonfinite import report_nonfinite_loss
 from .stop_on_signal import StopOnSignal, StoppableLoader
+from .unwrap import unwrap
 
 __all__ = ["DistillTrainer"]
 

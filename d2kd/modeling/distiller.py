@@ -19,12 +19,14 @@ from .class_names import check_class_names, teacher_class_names
 from .paired_forward.registry import PairForward, RequiredOutputs, get_paired_forward
 from .teacher import FrozenTeacher
 
-__all__ = ["LOSS_PREFIX", "Distiller", "LossHook", "split_losses"]
+__all__ = ["LOSS_PREFIX", "Distiller", "LossHook", "TermsHook", "split_losses"]
 
 # Before a distillation loss's name in what ``forward`` returns; the console prints "loss" ones.
 LOSS_PREFIX = "loss_distill_"
 # Called with (loss module, step); returns the module's terms, scaled.
 LossHook = Callable[[nn.Module, DistillStep], LossTerms]
+# Called with (detection losses, terms by name, step); returns the terms to train with.
+TermsHook = Callable[[dict[str, Tensor], dict[str, LossTerms], DistillStep], dict[str, LossTerms]]
 
 Value = TypeVar("Value")
 
@@ -84,6 +86,7 @@ class Distiller(nn.Module):
         requires = union_of_requires(distill_losses.values())
         self.required = RequiredOutputs(requires, proposals, cross_head)
         self._loss_hooks: dict[str, LossHook] = {}
+        self._terms_hook: TermsHook | None = None
         self._finished: set[str] = set()
         teacher.reuse_student_inputs(student)
         self.last_step: StepRecord | None = None
@@ -138,6 +141,10 @@ class Distiller(nn.Module):
         """Stop computing the distillation loss ``name``."""
         self._loss_hooks.pop(name, None)
 
+    def register_terms_hook(self, hook: TermsHook | None) -> None:
+        """Let ``hook`` see, and scale, what all loss hooks returned; None: nobody does."""
+        self._terms_hook = hook
+
     def finish_loss(self, name: str) -> None:
         """Say that the loss ``name`` will be 0 until a hook is registered for it again.
 
@@ -166,12 +173,12 @@ class Distiller(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         """All losses, and the distillation losses' terms by level."""
         losses, step = self.forward_pair(self.student, self.teacher, batch, self.required)
-        per_level = {}
-        for name, loss_module in self.distill_losses.items():
-            terms = self._get_hook(name)(loss_module, step)
-            losses[LOSS_PREFIX + name] = terms.total
-            per_level[name] = terms.per_level
-        return losses, per_level
+        modules = self.distill_losses.items()
+        found = {name: self._get_hook(name)(module, step) for name, module in modules}
+        if self._terms_hook:
+            found = self._terms_hook(losses, found, step)
+        losses.update((LOSS_PREFIX + name, terms.total) for name, terms in found.items())
+        return losses, {name: terms.per_level for name, terms in found.items()}
 
     def _forward_without_teacher(self, batch: list[dict]) -> dict[str, Tensor]:
         """The same keys, and zeros that keep every adapter in the graph: DDP waits for them all."""

@@ -8,7 +8,7 @@ from detectron2.utils import comm
 from d2kd.engine import DistillTrainer
 from d2kd.engine.distributed.process_group import Group, join_group
 from d2kd.engine.distributed.worker_processes import run_children
-from d2kd.engine.hooks import unwrap
+from d2kd.engine.unwrap import unwrap
 from tests.common.helpers import distill_cfg, register_train_set
 from tests.common.many import fast_start, free_address
 
