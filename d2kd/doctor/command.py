@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batches=args.batches,
             images=args.images,
             target=args.target_ratio,
+            weights=args.weights,
             say=lambda finding: print(render(finding), flush=True),
         )
     counts = Counter(finding.status for finding in findings)
@@ -68,6 +69,10 @@ def _parse_args(arguments: Sequence[str] | None) -> Namespace:
         default=0.5,
         help="ratio of each distillation loss to the detection losses for which a weight is "
         "suggested",
+    )
+    parser.add_argument(
+        "--weights",
+        help="a checkpoint of a run of this config: measure losses and gradients there as well",
     )
     args = parser.parse_args(arguments)
     counts = (args.batches is None or args.batches > 0, args.images is None or args.images >= 0)

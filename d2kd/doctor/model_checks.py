@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..checkpoint.init_from_teacher import init_from_teacher
+from ..checkpoint.safe_load import safe_load
 from ..checkpoint.start import (
     check_start,
     describe_frozen_random,
@@ -24,9 +25,18 @@ from ..modeling import Distiller
 from ..modeling.build import build_teacher, read_teacher_config
 from ..modeling.parts import build_detector
 from ..utils.errors import D2kdError, PairMismatchError, WeightsError
+from ..utils.text import first_few
 from .finding import Finding, error, ok, warning
 
-__all__ = ["build", "check_adapters", "check_frozen", "check_inherit", "check_pixels", "load_start"]
+__all__ = [
+    "build",
+    "check_adapters",
+    "check_frozen",
+    "check_inherit",
+    "check_pixels",
+    "load_checkpoint",
+    "load_start",
+]
 
 # Detectron2's default means, in the two orders of channels.
 IMAGENET = {"BGR": [103.530, 116.280, 123.675], "RGB": [123.675, 116.280, 103.530]}
@@ -128,6 +138,27 @@ def load_start(cfg: CfgNode, model: nn.Module) -> tuple[bool, Loaded | None, Fin
         advice = "the heads start from other classes: is that what is meant?"
         return True, loaded, warning("start", others, advice)
     return True, loaded, ok("start", describe_start(weights, loaded))
+
+
+def load_checkpoint(model: Distiller, weights: str) -> Finding:
+    """Load a checkpoint of a run, with its adapters, into student and losses."""
+    try:
+        path = resolve_weights(weights, "--weights")
+        with read_weights("--weights", weights):
+            loaded = load_weights(model.student, path)
+            adapters = safe_load(path).get("distill_losses")
+            if loaded.missing or loaded.wrong_shape:
+                lacking = [*loaded.missing, *loaded.wrong_shape]
+                text = f"{len(lacking)} of the student's tensors: {first_few(lacking)}"
+                raise WeightsError(f"it lacks {text}. Choose a checkpoint of this config's run")
+            if adapters is not None:
+                model.distill_losses.load_state_dict(adapters)
+    except D2kdError as problem:
+        return error("checkpoint", str(problem))
+    if adapters is None and list(model.distill_losses.parameters()):
+        advice = "choose a checkpoint that d2kd wrote during this run"
+        return warning("checkpoint", f"{weights} has no adapters: theirs are random", advice)
+    return ok("checkpoint", f"{weights}: what follows was measured there")
 
 
 def _student_of(model: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..checkpoint import starting_names
 from ..modeling import Distiller
-from . import model_checks, step_checks
+from . import gradient_checks, model_checks, step_checks
 from .cache_checks import check_cache
 from .config_checks import check_device, check_output, read_config
 from .data_checks import check_data
@@ -54,6 +54,7 @@ def diagnose(
     batches: int | None = None,
     images: int | None = None,
     target: float = 0.5,
+    weights: str | None = None,
     say: Say | None = None,
 ) -> list[Finding]:
     """Run every check; nothing is written.
@@ -66,6 +67,8 @@ def diagnose(
             as there is time for.
         target: ratio of a distillation loss to the detection losses for which a weight is
             suggested.
+        weights: a checkpoint of a run of this config, at which ratios and gradients are measured
+            too.
         say: called with each finding as soon as it is made.
 
     Returns:
@@ -103,9 +106,23 @@ def diagnose(
         if isinstance(model, Distiller):
             notes.add(check_agreement(cfg, model))
         budget = StepBudget(batches, images, began + SECONDS if _is_cpu(cfg) else math.inf)
-        report_ratios = partial(step_checks.check_ratios, cfg, target=target, started=started)
-        _try_steps(cfg, model, budget, report_ratios, notes)
+        report = partial(_check_pull, cfg, target=target, started=started)
+        trial = _try_steps(cfg, model, budget, report, notes)
+        if weights and trial and isinstance(model, Distiller):
+            if notes.add(model_checks.load_checkpoint(model, weights)):
+                again = run_steps(cfg, model, StepBudget(len(trial.seconds), trial.used))
+                notes.add(*_check_pull(cfg, again, target=target))
     return notes.findings
+
+
+def _check_pull(
+    cfg: CfgNode, trial: TrialResult, *, target: float, started: bool = True
+) -> list[Finding]:
+    """How strongly the distillation losses act, by their values and by their gradients."""
+    return [
+        *step_checks.check_ratios(cfg, trial, target=target, started=started),
+        *gradient_checks.check_gradient_shares(cfg, trial, started=started),
+    ]
 
 
 def _is_cpu(cfg: CfgNode) -> bool:
@@ -116,20 +133,22 @@ def _try_steps(
     cfg: CfgNode,
     model: nn.Module,
     budget: StepBudget,
-    report_ratios: Callable[[TrialResult], list[Finding]],
+    report: Callable[[TrialResult], list[Finding]],
     notes: _Notes,
-) -> None:
+) -> TrialResult | None:
+    """Run the steps and report on them; None if a loss or a step failed."""
     teacher = model.teacher.model if isinstance(model, Distiller) else None
     before = step_checks.fingerprint(teacher) if teacher else []
     try:
         trial = run_steps(cfg, model, budget)
     except Exception as problem:  # whatever it is, it would stop the training too
         notes.add(error("steps", f"a training step failed: {type(problem).__name__}: {problem}"))
-        return
+        return None
     if not notes.add(step_checks.check_finite(trial)):
-        return
+        return None
     notes.add(step_checks.check_gradients(model, trial))
     if teacher:
         notes.add(step_checks.check_teacher_still(teacher, before))
-        notes.add(*report_ratios(trial))
+        notes.add(*report(trial))
     notes.add(step_checks.check_memory(trial), step_checks.check_time(cfg, trial))
+    return trial

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from detectron2.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
 from ..engine import DistillTrainer
 from ..engine.trial_step import TrialStep
+from ..losses.gradient_share import gradient_products, loss_gradients
 from ..modeling import Distiller
 from ..structures import DistillStep, LossTerms
 from ..utils.timing import wait
@@ -26,17 +27,21 @@ class TrialResult:
 
     Attributes:
         losses: for each step, name -> value; distillation losses at schedule factor 1.
+        gradients: for each step, distillation loss -> (ratio, cosine), as of LossGradient.
         images: for each step, the file names.
         reached: names of the parameters that got a gradient in some step.
         touched: names of those whose gradient was not 0 everywhere.
-        seconds, plain_seconds: for each step with and without distillation, without loading.
+        seconds, plain_seconds: for each step with and without distillation, without loading and
+            without measuring the gradients.
         loading: seconds that one process takes to load each batch.
         batch: images of a whole batch.
         used: images of it that the timed steps were given.
         warm: whether an untimed step came before the timed ones.
+        measuring: seconds that the gradients of the latest step took.
     """
 
     losses: list[dict[str, float]] = field(default_factory=list)
+    gradients: list[dict[str, tuple[float, float]]] = field(default_factory=list)
     images: list[list[str]] = field(default_factory=list)
     reached: set[str] = field(default_factory=set)
     touched: set[str] = field(default_factory=set)
@@ -46,6 +51,7 @@ class TrialResult:
     batch: int = 1
     used: int = 1
     warm: bool = True
+    measuring: float = 0.0
 
     @property
     def shrink(self) -> float:
@@ -71,8 +77,10 @@ def run_steps(cfg: CfgNode, model: nn.Module, budget: StepBudget) -> TrialResult
         budget: number of steps, and of images in each.
     """
     trial, step = TrialResult(), TrialStep(cfg, model)
-    for name in model.distill_losses if isinstance(model, Distiller) else ():
-        model.register_loss_hook(name, _unscaled)
+    if isinstance(model, Distiller):
+        for name in model.distill_losses:
+            model.register_loss_hook(name, _unscaled)
+        model.register_terms_hook(_GradientProbe(trial))
     batches = _load_batches(cfg, trial)
     batch = next(batches)
     trial.batch, trial.used = len(batch), budget.first_images(len(batch))
@@ -98,6 +106,7 @@ def _set_images(trial: TrialResult, count: int) -> None:
     """Use this many images from now on; losses of fewer images are not comparable and go."""
     if count > trial.used:
         trial.losses.clear()
+        trial.gradients.clear()
         trial.images.clear()
     trial.used = count
 
@@ -105,6 +114,29 @@ def _set_images(trial: TrialResult, count: int) -> None:
 def _unscaled(loss_module: nn.Module, step: DistillStep) -> LossTerms:
     """The loss hook that applies no schedule, only the loss's own weight."""
     return loss_module(step)
+
+
+class _GradientProbe:
+    """The terms hook that measures every step's gradients and leaves the losses as they are."""
+
+    def __init__(self, trial: TrialResult):
+        self.trial = trial
+
+    def __call__(
+        self, detection: dict[str, Tensor], terms: dict[str, LossTerms], step: DistillStep
+    ) -> dict[str, LossTerms]:
+        """Add the ratios and cosines to the trial, and its own seconds to be left out."""
+        wait()
+        start = time.perf_counter()
+        losses = {name: found.total for name, found in terms.items()}
+        features = list(step.student.features.values())
+        products = gradient_products(sum(detection.values()), losses, features)
+        found = loss_gradients(products, list(terms))
+        self.trial.gradients.append(
+            {name: (x.ratio.item(), x.cosine.item()) for name, x in found.items()}
+        )
+        self.trial.measuring = time.perf_counter() - start
+        return terms
 
 
 def _load_batches(cfg: CfgNode, trial: TrialResult) -> Iterator[list[dict]]:
@@ -147,7 +179,7 @@ def _distilled_step(step: TrialStep, batch: list[dict], trial: TrialResult) -> f
         return 0.0
     step.backward(losses)
     wait()
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start - trial.measuring
     gradients = {n: p.grad for n, p in step.model.named_parameters() if p.grad is not None}
     trial.reached.update(gradients)
     trial.touched.update(name for name, gradient in gradients.items() if gradient.any())

@@ -19,7 +19,8 @@ def test_a_sound_setup(setup):
     found = examine(setup[0])
     # The only complaints are about few boxes and few iterations.
     # The teacher of the tests is a random one.
-    expected = {"data", "ratio reg", "gradients", "ratio feature", "teacher's boxes"}
+    expected = {"data", "ratio reg", "gradient reg", "gradients", "ratio feature"}
+    expected.add("teacher's boxes")
     assert set(_problems(found)) <= expected
     assert not [x for x in found.values() if x.status is Status.ERROR]
     names = "config device output data boxes classes duplicates images teacher pair start inherit"
