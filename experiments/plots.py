@@ -15,7 +15,15 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-__all__ = ["Bar", "Detections", "bar_chart", "detections_grid", "loglog_chart"]
+__all__ = [
+    "Bar",
+    "Detections",
+    "Line",
+    "bar_chart",
+    "curve_chart",
+    "detections_grid",
+    "loglog_chart",
+]
 
 _COLOURS = ("#e6194b", "#4363d8", "#f58231", "#3cb44b", "#b42ee6", "#00b7c7", "#ffd400", "#f032e6")
 _ENLARGE = 3
@@ -159,4 +167,41 @@ def loglog_chart(panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], pa
         axis.legend(fontsize=7, frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+class Line(NamedTuple):
+    """A method's curve: minutes of training, mean AP and its standard deviation at each length."""
+
+    label: str
+    minutes: list[float]
+    means: list[float]
+    stds: list[float]
+
+
+def curve_chart(lines: Sequence[Line], path: Path) -> None:
+    """Draw AP over minutes of training; the first line is the baseline.
+
+    Args:
+        lines: one for each method.
+        path: the picture to write.
+    """
+    figure, axis = plt.subplots(figsize=(7.0, 4.2))
+    for index, line in enumerate(lines):
+        style = {"color": "#8c8c8c", "linestyle": "--"} if index == 0 else {}
+        axis.errorbar(
+            line.minutes,
+            line.means,
+            yerr=line.stds,
+            label=line.label,
+            marker="o",
+            markersize=4,
+            capsize=3,
+            **style,
+        )
+    axis.set(xlabel="minutes of training, teacher included", ylabel="AP")
+    axis.legend(fontsize=8, frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
     plt.close(figure)
