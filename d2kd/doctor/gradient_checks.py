@@ -33,13 +33,11 @@ def _compare(cfg: CfgNode, trial: TrialResult, name: str, started: bool) -> Find
     key = f"DISTILL.{name.upper()}"
     if not ratio > 0:
         advice = f"is {key}.WEIGHT 0, or is no region positive or accepted?"
-        return warning(check, "this loss has no gradient at the student's feature maps", advice)
-    text = (
-        f"at the student's feature maps its norm is {ratio:.3g} x that of the detection losses; "
-        f"cosine {cosine:+.2f}"
-    )
+        return warning(check, "this loss has no gradient at the student's features", advice)
+    text = f"{ratio:.3g} x that of the detection losses at the student's features, in norm; "
+    text += f"cosine {cosine:+.2f}"
     weight = node.WEIGHT * node.SHARE / ratio
-    advice = f"{key}.WEIGHT {weight:.2g} would make it {key}.SHARE, {node.SHARE:g}"
+    advice = f"{key}.WEIGHT {weight:.2g} would make it {node.SHARE:g}, {key}.SHARE"
     if cosine < AGAINST:
         return warning(check, text, f"it pulls against detection: do both know the boxes? {advice}")
     return ok(check, text, advice if started else "")

@@ -19,18 +19,18 @@ from tests.common.helpers import distill_cfg, plain_cfg
 def test_the_suggested_weight_brings_the_norm_to_the_share(setup):
     share = ("DISTILL.CLS.SHARE", "0.25")
     advice = examine(setup[0], *share, "DISTILL.CLS.WEIGHT", "3.0")["gradient cls"].advice
-    assert advice.endswith("would make it DISTILL.CLS.SHARE, 0.25")
+    assert advice.endswith("would make it 0.25, DISTILL.CLS.SHARE")
     weight = advice.split("WEIGHT ")[1].split(" ")[0]
     again = examine(setup[0], *share, "DISTILL.CLS.WEIGHT", f"{float(weight)}")["gradient cls"]
-    assert float(again.text.split("is ")[1].split(" x")[0]) == pytest.approx(0.25, rel=0.05)
+    assert float(again.text.split(" x")[0]) == pytest.approx(0.25, rel=0.05)
 
 
 @pytest.mark.parametrize(
     "steps, status, words",
     [
-        ([(2.0, 0.5), (4.0, 0.1)], Status.OK, "is 3 x that of the detection losses; cosine +0.30"),
+        ([(2.0, 0.5), (4.0, 0.1)], Status.OK, "3 x that of the detection losses .* cosine +0.30"),
         # A batch without a positive says nothing.
-        ([(2.0, 0.5), (0.0, math.nan)], Status.OK, "is 1 x that .* cosine +0.50"),
+        ([(2.0, 0.5), (0.0, math.nan)], Status.OK, "1 x that .* cosine +0.50"),
         ([(2.0, -0.5)], Status.WARNING, "cosine -0.50"),
         ([(0.0, math.nan)], Status.WARNING, "no gradient"),
         ([(math.inf, math.nan)], Status.WARNING, "no gradient"),
