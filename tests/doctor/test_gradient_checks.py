@@ -66,7 +66,8 @@ def checkpoint(teacher_files, tmp_path_factory):
     model = Distiller(distill_cfg(teacher_files))
     torch.manual_seed(5)
     student = {name: torch.rand_like(x.float()) for name, x in model.student.state_dict().items()}
-    losses = model.distill_losses.state_dict()
+    # Through an adapter of zeros the feature loss does not reach the student.
+    losses = {name: 0 * x for name, x in model.distill_losses.state_dict().items()}
     path = folder / "model_0000002.pth"
     torch.save({"model": student, "distill_losses": losses}, path)
     return path
@@ -90,6 +91,8 @@ def test_a_checkpoint_is_measured_too(setup, checkpoint):
     assert found[at].status is Status.OK and names.index("gradient cls") < at
     first, second = (x for x in found if x.check == "gradient cls")
     assert first.text != second.text
+    features = [x for x in found if x.check == "gradient feature"]
+    assert ["no gradient" in x.text for x in features] == [False, True], "the run's adapters count"
 
 
 @pytest.mark.parametrize(

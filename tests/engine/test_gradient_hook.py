@@ -92,6 +92,16 @@ def test_without_shares_losses_stay_as_they_are_and_both_are_logged():
     )
 
 
+def test_a_step_without_a_measurement_logs_nothing():
+    hook = _hook()
+    _scales(hook, SLOPES)
+    hook.after_step()
+    hook.trainer.iter, hook.trainer.storage = 1, EventStorage(1)
+    _scales(hook, SLOPES)
+    hook.after_step()
+    assert hook.trainer.storage.latest() == {}
+
+
 def test_with_shares_the_ratio_is_that_of_the_scaled_loss():
     hook = _hook(factor=0.5)
     losses, terms, step, _ = _step(SLOPES, 0.5)
