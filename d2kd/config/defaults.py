@@ -40,6 +40,7 @@ def add_d2kd_config(cfg: CN) -> None:
     # Train although the file of MODEL.WEIGHTS holds nothing of the student, or less than half of
     # its backbone, which otherwise stops the training before its first step.
     cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS = False
+    _add_test_keys(cfg.TEST)
     # MODEL.FCOS, MODEL.GFL, and the nodes of detectors of your own.
     for row in DETECTORS.values():
         row.add_config(cfg)
@@ -65,6 +66,16 @@ def add_d2kd_config(cfg: CN) -> None:
     _add_schedule_keys(cfg.DISTILL)
     _add_loss_keys(cfg.DISTILL)
     _add_mask_and_distance_keys(cfg.DISTILL)
+
+
+def _add_test_keys(node: CN) -> None:
+    # The metric by which model_best.pth is chosen, higher is better: "bbox/AP"; of several test
+    # sets "SET/bbox/AP". It is compared after every evaluation (TEST.EVAL_PERIOD) and after the
+    # last step. "" writes no model_best.pth.
+    node.BEST_METRIC = ""
+    # End the training when so many evaluations in a row were not better than the best one by
+    # BEST_METRIC; 0 trains to SOLVER.MAX_ITER.
+    node.STOP_AFTER = 0
 
 
 def _add_network_keys(node: CN) -> None:

@@ -16,10 +16,16 @@ from detectron2.utils.file_io import PathManager
 from ..data.datasets.coco import parse_json
 from ..utils.errors import ConfigError, DatasetError
 
-__all__ = ["AnnotatedTasksEvaluator", "build_coco_evaluator"]
+__all__ = ["METRICS", "AnnotatedTasksEvaluator", "build_coco_evaluator"]
 
 # The number of keypoints that pycocotools has sigmas for.
 COCO_KEYPOINTS = 17
+# Of each task, the first of pycocotools' results, as Detectron2 names them.
+METRICS = {
+    "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +48,11 @@ class AnnotatedTasksEvaluator(COCOEvaluator):
         return tasks
 
     @property
+    def classes(self) -> list[str]:
+        """Names of the classes; empty if they are not known."""
+        return list(self._metadata.get("thing_classes", ()))
+
+    @property
     def num_keypoints(self) -> int:
         """How many keypoints an annotation has; all have as many."""
         return len(next(iter(self._coco_api.anns.values()))["keypoints"]) // 3
@@ -60,11 +71,18 @@ class AnnotatedTasksEvaluator(COCOEvaluator):
     def _derive_coco_results(
         self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
     ) -> dict:
-        """Name the classes in the order of their ids, which is that of COCO's results."""
+        """Name the classes in the order of their ids, which is that of COCO's results.
+
+        Without any detection the metrics of classes are NaN, as the others are: Detectron2 would
+        leave them out, and TEST.BEST_METRIC may be one of them.
+        """
         ids = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if ids and class_names:
             class_names = [class_names[ids[key]] for key in sorted(ids)]
-        return super()._derive_coco_results(coco_eval, iou_type, class_names)
+        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        if coco_eval is None and class_names and len(class_names) > 1:
+            results.update({f"AP-{name}": float("nan") for name in class_names})
+        return results
 
 
 def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> COCOEvaluator:
