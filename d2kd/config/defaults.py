@@ -11,6 +11,7 @@ from .timm import add_timm_config
 __all__ = ["LOSS_NAMES", "OPTIMIZERS", "SCHEDULES", "add_d2kd_config", "get_value"]
 
 LOSS_NAMES = ("feature", "cls", "reg")
+COCO_EVALUATORS = ("pycocotools", "faster_coco_eval", "detectron2")
 BAD_IMAGES = ("stop", "skip")
 PROPOSALS = ("student", "union")
 PRECISIONS = ("student", "float32", "bfloat16", "float16")
@@ -69,6 +70,9 @@ def add_d2kd_config(cfg: CN) -> None:
 
 
 def _add_test_keys(node: CN) -> None:
+    # The program that computes COCO's metrics: "pycocotools"; "faster_coco_eval" (extra "eval"), or
+    # "detectron2", its compiled extension. All give the same values (docs/training.md).
+    node.COCO_EVALUATOR = "pycocotools"
     # The metric by which model_best.pth is chosen, higher is better: "bbox/AP"; of several test
     # sets "SET/bbox/AP". It is compared after every evaluation (TEST.EVAL_PERIOD) and after the
     # last step. "" writes no model_best.pth.

@@ -23,6 +23,7 @@ from ..utils.text import did_you_mean
 from .defaults import (
     BAD_IMAGES,
     CACHE_DTYPES,
+    COCO_EVALUATORS,
     LAYOUTS,
     OPTIMIZERS,
     PRECISIONS,
@@ -49,6 +50,7 @@ def _choices(cfg: CfgNode) -> dict[str, Sequence[str]]:
         schedulers.append("WarmupStepWithFixedGammaLR")
     return {
         "DATALOADER.BAD_IMAGES": BAD_IMAGES,
+        "TEST.COCO_EVALUATOR": COCO_EVALUATORS,
         "SOLVER.OPTIMIZER": OPTIMIZERS,
         "SOLVER.LR_SCHEDULER_NAME": schedulers,
         "SOLVER.WARMUP_METHOD": ("constant", "linear"),

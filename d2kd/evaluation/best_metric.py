@@ -9,10 +9,17 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from ..config.detectors import is_known_dense, plain_facts
 from ..utils.errors import ConfigError
 from ..utils.text import did_you_mean, first_few
-from .coco import METRICS, AnnotatedTasksEvaluator
+from .coco import AnnotatedTasksEvaluator
 from .evaluator import VOCAP50Evaluator
 
 __all__ = ["check_best_metric"]
+
+# Of each task, the first of pycocotools' results, as Detectron2 names them.
+_METRICS = {
+    "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
+}
 
 
 def check_best_metric(cfg: CfgNode, evaluators: Mapping[str, DatasetEvaluator]) -> None:
@@ -61,7 +68,7 @@ def _coco_metrics(cfg: CfgNode, evaluator: AnnotatedTasksEvaluator) -> Iterator[
     tasks["keypoints"] = cfg.MODEL.KEYPOINT_ON and heads
     for task, predicted in tasks.items():
         if predicted and task in evaluator.annotated_tasks:
-            yield from (f"{task}/{name}" for name in METRICS[task])
+            yield from (f"{task}/{name}" for name in _METRICS[task])
             yield from (f"{task}/AP-{name}" for name in _listed(evaluator.classes))
 
 
