@@ -16,6 +16,7 @@ BAD_IMAGES = ("stop", "skip")
 PROPOSALS = ("student", "union")
 PRECISIONS = ("student", "float32", "bfloat16", "float16")
 CACHE_DTYPES = ("bfloat16", "float16", "float32")
+LOG_WRITERS = ("wandb", "mlflow")
 LAYOUTS = ("auto", "channels_first", "channels_last")
 OPTIMIZERS = ("SGD", "ADAMW")
 SCHEDULES = ("constant", "linear", "cosine", "step")
@@ -42,6 +43,11 @@ def add_d2kd_config(cfg: CN) -> None:
     # its backbone, which otherwise stops the training before its first step.
     cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS = False
     _add_test_keys(cfg.TEST)
+    cfg.LOG = CN()
+    # Where metrics are sent beside Detectron2's console, metrics.json and TensorBoard: any of
+    # LOG_WRITERS, whose packages must be installed. Their environment variables set the rest
+    # (docs/training.md).
+    cfg.LOG.WRITERS = []
     # MODEL.FCOS, MODEL.GFL, and the nodes of detectors of your own.
     for row in DETECTORS.values():
         row.add_config(cfg)

@@ -84,7 +84,7 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
         """Detectron2's, whose errors name the image, and which signals stop."""
         mapper = build_mapper(cfg, False)
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        return StoppableLoader(loader)
+        return StoppableLoader(loader, dataset_name)
 
     def _build_checkpointer(self) -> DetectionCheckpointer:
         model, trainer = unwrap(self.model), weakref.proxy(self)
@@ -105,8 +105,7 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
 
         The constructor adds those of resuming and of signals, which need all others.
         """
-        hooks = [hook for hook in super().build_hooks() if hook is not None]
-        hooks = measure_student_alone(hooks, self.model)
+        hooks = measure_student_alone(super().build_hooks(), self.model)
         self.add_evaluations(hooks)
         if self.cfg.DISTILL.ENABLED:
             # Before the writer, which only the main process has: what they log is written in the

@@ -131,6 +131,7 @@ def test_options(options, words):
         ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosinLR", "Did you mean 'WarmupCosineLR'?"),
         ("SOLVER.AMP.ENABLED", True, "False where MODEL.DEVICE is cpu"),
         ("TEST.COCO_EVALUATOR", "faster-coco-eval", "Did you mean 'faster_coco_eval'?"),
+        ("LOG.WRITERS", ["wandb", "comet"], "any of ['wandb', 'mlflow'], each once"),
         ("TEST.STOP_AFTER", -1, "a whole number, 0 or above"),
         ("DATALOADER.BAD_IMAGES", "skp", "Did you mean 'skip'?"),
         ("DISTILL.FEATURE.WEIGHT", -1.0, "a number, 0 or above"),
