@@ -8,7 +8,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -21,7 +20,7 @@ from .optimizer import build_lr_scheduler, build_optimizer
 from .prepare_cache import prepare_cache_for
 from .progress_line import ProgressLine
 from .train_loop import AccumulatingTrainer, build_train_loop
-from .writers import build_extra_writers, check_writers
+from .writers import RunWriterHook, check_writers
 
 __all__ = ["BaseTrainer"]
 
@@ -56,17 +55,14 @@ class BaseTrainer(DefaultTrainer):
         return loop.micro_steps if isinstance(loop, AccumulatingTrainer) else ()
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's, with the line of progress on a terminal."""
+        """Detectron2's, the writers of LOG.WRITERS, and the line of progress on a terminal."""
         hooks = [hook for hook in super().build_hooks() if hook is not None]
         if comm.is_main_process() and shows_progress():
             # After the timer, before all that may write to the terminal.
             hooks.insert(1, ProgressLine(self.cfg.TEST.BEST_METRIC))
+        if comm.is_main_process() and self.cfg.LOG.WRITERS:
+            hooks.append(RunWriterHook(self.cfg))
         return hooks
-
-    def build_writers(self) -> list[EventWriter]:
-        """Detectron2's, and those of LOG.WRITERS."""
-        extra = build_extra_writers(self.cfg, lambda: self.checkpointer.resumed)
-        return [*super().build_writers(), *extra]
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -4,56 +4,84 @@
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import sys
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from ..utils.errors import ConfigError
+from ..utils.errors import ConfigError, D2kdError
 from ..utils.files import atomic_write
+from ..utils.text import first_line
 
-__all__ = ["build_extra_writers", "check_writers"]
+__all__ = ["RunWriterHook", "check_writers"]
 
 # Median over so many iterations, as in Detectron2's own writers.
 WINDOW = 20
-Resumed = Callable[[], bool]
+
+logger = logging.getLogger(__name__)
 
 
 class _RunWriter(EventWriter):
-    """Sends what is new since the last time to a run, which begins with the first values.
+    """Sends what is new since the last time to a run.
 
-    So a training that fails before its first step leaves no empty run. A resumed training goes on
-    with the run whose id is in OUTPUT_DIR.
+    A resumed training goes on with the run whose id is in OUTPUT_DIR.
     """
 
     name = ""
 
-    def __init__(self, cfg: CfgNode, resumed: Resumed):
+    def __init__(self, cfg: CfgNode):
         """
         Args:
             cfg: is sent along.
-            resumed: whether the training goes on from a checkpoint; asked at the first values.
         """
-        self.cfg, self._resumed = cfg, resumed
+        self.cfg = cfg
         self._package = importlib.import_module(self.name)
         self._run: Any = None
         self._last_write = -1
 
+    def start(self, resumed: bool) -> None:
+        """Begin the run, or go on with the one of before.
+
+        Args:
+            resumed: whether the training goes on from a checkpoint.
+
+        Raises:
+            D2kdError: with what the package says.
+        """
+        try:
+            self._run = self._begin(resumed)
+        except Exception as error:  # of the package, its server or the system
+            raise D2kdError(
+                f"LOG.WRITERS has {self.name!r}, which cannot begin a run: "
+                f"{first_line(error, 900)} Correct what it says, or take {self.name!r} out of "
+                "LOG.WRITERS."
+            ) from error
+
     def write(self) -> None:
-        """Send the scalars that are newer than the last time, each under its own iteration."""
+        """Send the scalars that are newer than the last time, each under its own iteration.
+
+        A training does not end because a server is away: what fails is tried again the next time.
+        """
+        if self._run is None:
+            return
+        try:
+            self._send_new()
+        except Exception as error:  # of the package, its server or the system
+            logger.warning("%s (LOG.WRITERS) got no metrics: %s", self.name, first_line(error))
+
+    def _send_new(self) -> None:
         by_step: dict[int, dict[str, float]] = {}
         latest = get_event_storage().latest_with_smoothing_hint(WINDOW)
         for key, (value, step) in latest.items():
             if step > self._last_write:
                 by_step.setdefault(step, {})[key] = value
         for step in sorted(by_step):
-            if self._run is None:
-                self._run = self._begin()
             self.send(by_step[step], step)
             self._last_write = step
 
@@ -63,10 +91,10 @@ class _RunWriter(EventWriter):
             self.end()
             self._run = None
 
-    def _begin(self) -> Any:
+    def _begin(self, resumed: bool) -> Any:
         path = os.path.join(self.cfg.OUTPUT_DIR, f"{self.name}_run.txt")
         run_id = None
-        if self._resumed() and os.path.isfile(path):
+        if resumed and os.path.isfile(path):
             with open(path) as file:
                 run_id = file.read().strip()
         run = self.begin(run_id)
@@ -155,11 +183,18 @@ def check_writers(cfg: CfgNode) -> None:
             )
 
 
-def build_extra_writers(cfg: CfgNode, resumed: Resumed) -> list[EventWriter]:
-    """The writers of LOG.WRITERS; to be called by the main process alone.
+class RunWriterHook(PeriodicWriter):
+    """Detectron2's PeriodicWriter for the writers of LOG.WRITERS, which begin with the training."""
 
-    Args:
-        cfg: of the training.
-        resumed: whether the training goes on from a checkpoint; asked at the first values.
-    """
-    return [_WRITERS[name](cfg, resumed) for name in cfg.LOG.WRITERS]
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: of the training.
+        """
+        self.writers = [_WRITERS[name](cfg) for name in cfg.LOG.WRITERS]
+        super().__init__(self.writers)
+
+    def before_train(self) -> None:
+        """Begin the runs; raises as their ``start``."""
+        for writer in self.writers:
+            writer.start(self.trainer.checkpointer.resumed)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from d2kd.engine import DistillTrainer
-from d2kd.utils.errors import ConfigError
+from d2kd.utils.errors import ConfigError, D2kdError
 from tests.common.helpers import plain_cfg
 
 pytestmark = pytest.mark.usefixtures("train_set")
@@ -91,7 +91,7 @@ def test_names_that_mlflow_does_not_allow(packages, tmp_path):
     assert names and "total_loss" in names
     from d2kd.engine.writers import MlflowWriter
 
-    writer = MlflowWriter(plain_cfg(), lambda: False)
+    writer = MlflowWriter(plain_cfg())
     writer.send({"bbox/AP-cat & dog (big)": 1.0}, 3)
     assert packages.mlflow.rows[3] == {"bbox/AP-cat _ dog _big_": 1.0}
 
@@ -108,11 +108,29 @@ def test_a_package_that_is_not_installed_is_named_before_anything_is_built(
         DistillTrainer(cfg)
 
 
-def test_a_training_that_fails_at_once_leaves_no_run(packages, tmp_path, monkeypatch):
-    def fail(self):
-        raise RuntimeError("at once")
+def test_a_run_that_cannot_begin_stops_the_training_before_its_first_step(
+    packages, tmp_path, monkeypatch
+):
+    def refuse(**kwargs):
+        raise PermissionError("no API key.\nRun wandb login")
 
-    monkeypatch.setattr(DistillTrainer, "run_step", fail)
-    with pytest.raises(RuntimeError, match="at once"):
+    monkeypatch.setattr(packages.wandb, "init", refuse)
+    monkeypatch.setattr(DistillTrainer, "run_step", None)
+    with pytest.raises(D2kdError, match="'wandb', which cannot begin a run: no API key. Correct"):
         _train(tmp_path)
-    assert packages.wandb.runs == packages.mlflow.runs == []
+    assert not packages.mlflow.open
+
+
+def test_a_server_that_is_away_costs_a_warning(packages, tmp_path, monkeypatch, caplog):
+    plain, failed = packages.mlflow.log_metrics, []
+
+    def fail_once(values, step):
+        if not failed:
+            failed.append(step)
+            raise ConnectionError("no route to host")
+        plain(values, step)
+
+    monkeypatch.setattr(packages.mlflow, "log_metrics", fail_once)
+    _train(tmp_path, "SOLVER.MAX_ITER", 21)
+    assert "mlflow (LOG.WRITERS) got no metrics: no route to host" in caplog.text
+    assert failed == [19] and "total_loss" in packages.mlflow.rows[20]
