@@ -51,7 +51,7 @@ def setup(args) -> CfgNode:
     register_custom_datasets(cfg)
     check_registered_sets(cfg, train=not args.eval_only)
     check_num_classes(cfg)
-    check_test_sets(cfg)
+    check_test_sets(cfg, train=not args.eval_only)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg

@@ -20,6 +20,7 @@ from detectron2.utils.file_io import PathManager
 from d2kd import add_d2kd_config
 from d2kd.utils.device import device_or_cpu
 from d2kd.utils.files import atomic_write, sha256
+from d2kd.utils.progress import loss_terms
 
 __all__ = [
     "ROOT",
@@ -169,11 +170,7 @@ def progress(line: str, every: int) -> str:
         return ""
     if (int(values["iter"]) + 1) % every:
         return ""
-    losses = [
-        f"{name.removeprefix('loss_')} {float(value):.3g}"
-        for name, value in values.items()
-        if name.startswith("loss_") and "/" not in name
-    ]
+    losses = loss_terms({name: float(values[name]) for name in values if "loss" in name})
     head = f"iter {int(values['iter']) + 1:>5}  eta {values.get('eta', '-')}"
     return f"{head}  loss {float(values['total_loss']):.3f} = {' + '.join(losses)}"
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
-from tqdm import tqdm
 
 from ..config.load import load_config
 from ..data.map_cache.variants import variants_of
@@ -22,6 +21,7 @@ from ..modeling.paired_forward.cached_parts import cached_parts
 from ..utils.command_line import exit_on_user_error
 from ..utils.device import device_or_cpu
 from ..utils.errors import ConfigError
+from ..utils.progress import open_bar
 
 __all__ = ["fill_cache", "read_config"]
 
@@ -84,7 +84,7 @@ class _Progress:
     """A progress bar that looks at a shared counter twice a second."""
 
     def __init__(self, total: int, done: Any):
-        self._bar = tqdm(total=total, unit="entry")
+        self._bar = open_bar(total, "teacher cache", "entry")
         self._done = done
         self._end = Event()
         self._thread = Thread(target=self._watch, daemon=True)

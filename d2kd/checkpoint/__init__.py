@@ -2,19 +2,22 @@
 """What a checkpoint holds, how it is written, and how it is read."""
 
 from .atomic_write import remove_unfinished
+from .best_checkpoint import BestCheckpoint
 from .build import build_checkpointer, build_run_state
 from .init_from_teacher import init_from_teacher
-from .resume_hooks import add_resume_hooks, evaluate_step_before
+from .resume_hooks import add_resume_hooks, end_if_over, evaluate_step_before
 from .start import check_start, describe_frozen_random, describe_other_classes, starting_names
 from .student_config import write_student_config
 
 __all__ = [
+    "BestCheckpoint",
     "add_resume_hooks",
     "build_checkpointer",
     "build_run_state",
     "check_start",
     "describe_frozen_random",
     "describe_other_classes",
+    "end_if_over",
     "evaluate_step_before",
     "init_from_teacher",
     "remove_unfinished",

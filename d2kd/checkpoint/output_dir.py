@@ -33,7 +33,8 @@ def prepare_output(folder: str) -> None:
 
 def warn_if_used(folder: str) -> None:
     """Warn before a new run overwrites the checkpoints of another; Detectron2 does not."""
-    left = [name for name in ("model_final.pth", "last_checkpoint") if _is_in(folder, name)]
+    names = ("model_final.pth", "model_best.pth", "last_checkpoint")
+    left = [name for name in names if _is_in(folder, name)]
     if left:
         logger.warning(
             "OUTPUT_DIR %s holds another run (%s). This run overwrites its checkpoints and appends "

@@ -1,6 +1,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The hooks of exact resuming: they gather every process's state before a checkpoint is written."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,13 +9,15 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PreciseBN
 
-from .run_checkpointer import save_step
+from .best_checkpoint import BestCheckpoint
+from .run_checkpointer import save_final, save_step
 from .run_state import RunState
 
 __all__ = [
     "GatherRunState",
     "SaveAfterEvaluation",
     "add_resume_hooks",
+    "end_if_over",
     "evaluate_step_before",
     "get_loaders",
 ]
@@ -65,7 +68,10 @@ class SaveAfterEvaluation(_ResumeHook):
         if not self.run_state.evaluation_due:
             return
         self.run_state.evaluation_due = False
-        if self._saves():
+        if self.trainer.iter + 1 >= self.trainer.max_iter:  # the evaluation has ended the training
+            self.run_state.gather()
+            save_final(self.trainer.checkpointer, self.trainer.iter)
+        elif self._saves():
             self.run_state.gather()
             save_step(self.trainer.checkpointer, self.trainer.iter)
         else:
@@ -84,7 +90,9 @@ def add_resume_hooks(
     """
     added = list(hooks)
     kinds = [type(hook) for hook in added]
-    added.insert(kinds.index(EvalHook) + 1, SaveAfterEvaluation(cfg, run_state))
+    # What is saved again holds the best value too.
+    evaluated = kinds.index(BestCheckpoint if BestCheckpoint in kinds else EvalHook)
+    added.insert(evaluated + 1, SaveAfterEvaluation(cfg, run_state))
     first = PeriodicCheckpointer if PeriodicCheckpointer in kinds else EvalHook
     added.insert(kinds.index(first), GatherRunState(cfg, run_state))
     return added
@@ -97,11 +105,31 @@ def evaluate_step_before(trainer: TrainerBase, hooks: Sequence[HookBase]) -> Non
         trainer: about to make its first step.
         hooks: of the trainer.
     """
-    # The first one: another may evaluate with test-time augmentation at the end.
-    hook = next(hook for hook in hooks if isinstance(hook, EvalHook))
     trainer.iter = trainer.storage.iter = trainer.start_iter - 1
-    hook.after_step()
+    for hook in hooks:
+        # That of test-time augmentation does nothing before the end.
+        if isinstance(hook, (EvalHook, BestCheckpoint)):
+            hook.after_step()
     trainer.iter = trainer.storage.iter = trainer.start_iter
+
+
+def end_if_over(trainer: Any, hooks: Sequence[HookBase], run_state: RunState) -> None:
+    """Let a resumed run make no step if its last evaluations were no better (TEST.STOP_AFTER).
+
+    Args:
+        trainer: about to make its first step, with all evaluations before it done.
+        hooks: of the trainer.
+        run_state: of the trainer.
+    """
+    best = next((hook for hook in hooks if isinstance(hook, BestCheckpoint)), None)
+    start = trainer.start_iter
+    if best is None or start == 0 or not best.is_over(start):
+        return
+    trainer.iter = trainer.storage.iter = start - 1
+    if os.path.basename(trainer.checkpointer.get_checkpoint_file()) != "model_final.pth":
+        run_state.gather()
+        save_final(trainer.checkpointer, trainer.iter)
+    trainer.stop_early()
 
 
 def get_loaders(train_loader: Any, hooks: Sequence[HookBase]) -> list[Any]:

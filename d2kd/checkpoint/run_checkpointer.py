@@ -16,7 +16,7 @@ from .last_checkpoint import find_last
 from .output_dir import warn_if_used
 from .weights import UnwrappingCheckpointer, read_weights, resolve_weights
 
-__all__ = ["RunCheckpointer", "save_step"]
+__all__ = ["RunCheckpointer", "save_final", "save_step"]
 
 
 def save_step(checkpointer: Checkpointer, iteration: int) -> None:
@@ -26,6 +26,15 @@ def save_step(checkpointer: Checkpointer, iteration: int) -> None:
         iteration: number of the step, from 0.
     """
     checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+
+
+def save_final(checkpointer: Checkpointer, iteration: int) -> None:
+    """Write the checkpoint of a training's last step, as Detectron2's PeriodicCheckpointer does.
+
+    Args:
+        iteration: number of the step, from 0.
+    """
+    checkpointer.save("model_final", iteration=iteration)
 
 
 class RunCheckpointer(UnwrappingCheckpointer):

@@ -11,10 +11,12 @@ from .timm import add_timm_config
 __all__ = ["LOSS_NAMES", "OPTIMIZERS", "SCHEDULES", "add_d2kd_config", "get_value"]
 
 LOSS_NAMES = ("feature", "cls", "reg")
+COCO_EVALUATORS = ("pycocotools", "faster_coco_eval", "detectron2")
 BAD_IMAGES = ("stop", "skip")
 PROPOSALS = ("student", "union")
 PRECISIONS = ("student", "float32", "bfloat16", "float16")
 CACHE_DTYPES = ("bfloat16", "float16", "float32")
+LOG_WRITERS = ("wandb", "mlflow")
 LAYOUTS = ("auto", "channels_first", "channels_last")
 OPTIMIZERS = ("SGD", "ADAMW")
 BALANCES = ("none", "gradient")
@@ -41,6 +43,12 @@ def add_d2kd_config(cfg: CN) -> None:
     # Train although the file of MODEL.WEIGHTS holds nothing of the student, or less than half of
     # its backbone, which otherwise stops the training before its first step.
     cfg.MODEL.ALLOW_UNMATCHED_WEIGHTS = False
+    _add_test_keys(cfg.TEST)
+    cfg.LOG = CN()
+    # Where metrics are sent beside Detectron2's console, metrics.json and TensorBoard: any of
+    # LOG_WRITERS, whose packages must be installed. Their environment variables set the rest
+    # (docs/training.md).
+    cfg.LOG.WRITERS = []
     # MODEL.FCOS, MODEL.GFL, and the nodes of detectors of your own.
     for row in DETECTORS.values():
         row.add_config(cfg)
@@ -79,6 +87,19 @@ def _add_gradient_keys(node: CN) -> None:
     # SHARE times the schedule's factor times that of the detection losses.
     node.BALANCE = "none"
     node.BALANCE_PERIOD = 20
+
+
+def _add_test_keys(node: CN) -> None:
+    # The program that computes COCO's metrics: "pycocotools"; "faster_coco_eval" (extra "eval"), or
+    # "detectron2", its compiled extension. All give the same values (docs/training.md).
+    node.COCO_EVALUATOR = "pycocotools"
+    # The metric by which model_best.pth is chosen, higher is better: "bbox/AP"; of several test
+    # sets "SET/bbox/AP". It is compared after every evaluation (TEST.EVAL_PERIOD) and after the
+    # last step. "" writes no model_best.pth.
+    node.BEST_METRIC = ""
+    # End the training when so many evaluations in a row were not better than the best one by
+    # BEST_METRIC; 0 trains to SOLVER.MAX_ITER.
+    node.STOP_AFTER = 0
 
 
 def _add_network_keys(node: CN) -> None:

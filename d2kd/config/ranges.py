@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..utils.numbers import is_number
-from .defaults import LOSS_NAMES
+from .defaults import LOG_WRITERS, LOSS_NAMES
 
 __all__ = ["DISTILL_RANGES", "FRACTIONS", "NOT_NEGATIVE", "RANGES", "Rule", "is_device"]
 
@@ -41,6 +41,10 @@ SOME_LOSSES: Rule = (
     f"one or more of {list(LOSS_NAMES)}, each once, or set DISTILL.ENABLED False to train without "
     "a teacher",
 )
+SOME_WRITERS: Rule = (
+    lambda x: set(x) <= set(LOG_WRITERS) and len(set(x)) == len(x),
+    f"any of {list(LOG_WRITERS)}, each once",
+)
 LEVELS: Rule = (
     lambda x: all(isinstance(name, str) for name in x) and len(set(x)) == len(x),
     "names of feature levels, each once; [] is all of them",
@@ -52,6 +56,7 @@ CACHE: Rule = (
 FRACTIONS: Rule = (_are_rising_fractions, "rising fractions between 0 and 1, as (0.667, 0.889)")
 
 RANGES: dict[str, Rule] = {
+    "LOG.WRITERS": SOME_WRITERS,
     "MODEL.DEVICE": DEVICE,
     "SOLVER.ACCUMULATE_STEPS": AT_LEAST_1,
     "SOLVER.MAX_ITER": POSITIVE,
@@ -60,6 +65,7 @@ RANGES: dict[str, Rule] = {
     "SOLVER.CHECKPOINT_PERIOD": AT_LEAST_1,
     "SOLVER.WARMUP_ITERS": NOT_NEGATIVE,
     "DATALOADER.NUM_WORKERS": NOT_NEGATIVE,
+    "TEST.STOP_AFTER": COUNT,
 }
 DISTILL_RANGES: dict[str, Rule] = {
     "DISTILL.LOSSES": SOME_LOSSES,

@@ -24,6 +24,7 @@ from .defaults import (
     BAD_IMAGES,
     BALANCES,
     CACHE_DTYPES,
+    COCO_EVALUATORS,
     LAYOUTS,
     OPTIMIZERS,
     PRECISIONS,
@@ -50,6 +51,7 @@ def _choices(cfg: CfgNode) -> dict[str, Sequence[str]]:
         schedulers.append("WarmupStepWithFixedGammaLR")
     return {
         "DATALOADER.BAD_IMAGES": BAD_IMAGES,
+        "TEST.COCO_EVALUATOR": COCO_EVALUATORS,
         "SOLVER.OPTIMIZER": OPTIMIZERS,
         "SOLVER.LR_SCHEDULER_NAME": schedulers,
         "SOLVER.WARMUP_METHOD": ("constant", "linear"),
@@ -97,6 +99,7 @@ def check_config(cfg: CfgNode) -> None:
         *_unknown(cfg, choices),
         *_unknown_groups(cfg),
         *_precision_problems(cfg),
+        *_best_problems(cfg),
         *ineffective_keys(cfg),
         *wrong_values(cfg),
     ]
@@ -161,6 +164,25 @@ def _precision_problems(cfg: CfgNode) -> Problems:
     device = cfg.MODEL.DEVICE
     if cfg.SOLVER.AMP.ENABLED and is_device(device) and torch.device(device).type == "cpu":
         yield f"  SOLVER.AMP.ENABLED is True: set it to False where MODEL.DEVICE is {device}"
+
+
+def _best_problems(cfg: CfgNode) -> Problems:
+    metric, period = cfg.TEST.BEST_METRIC, cfg.TEST.EVAL_PERIOD
+    if cfg.TEST.STOP_AFTER and not metric:
+        yield (
+            f"  TEST.STOP_AFTER is {cfg.TEST.STOP_AFTER}: set TEST.BEST_METRIC to the metric that "
+            "has to improve, as 'bbox/AP', or TEST.STOP_AFTER to 0"
+        )
+    if metric and period <= 0:
+        yield (
+            f"  TEST.BEST_METRIC is {metric!r} and TEST.EVAL_PERIOD {period}: set TEST.EVAL_PERIOD "
+            "to the iterations between two evaluations, or TEST.BEST_METRIC to ''"
+        )
+    if metric and not cfg.DATASETS.TEST:
+        yield (
+            f"  TEST.BEST_METRIC is {metric!r} and DATASETS.TEST is empty: set DATASETS.TEST to "
+            "the sets to evaluate on, or TEST.BEST_METRIC to ''"
+        )
 
 
 def _schedule_problems(cfg: CfgNode) -> Problems:

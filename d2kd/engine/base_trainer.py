@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -14,10 +14,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..structures import StepRecord
 from ..utils.malloc import keep_freed_memory
+from ..utils.progress import shows_progress
 from .distributed.process_group import data_parallel
 from .optimizer import build_lr_scheduler, build_optimizer
 from .prepare_cache import prepare_cache_for
+from .progress_line import ProgressLine
 from .train_loop import AccumulatingTrainer, build_train_loop
+from .writers import RunWriterHook, check_writers
 
 __all__ = ["BaseTrainer"]
 
@@ -30,6 +33,7 @@ class BaseTrainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode):
+        check_writers(cfg)
         keep_freed_memory(cfg.MODEL.DEVICE)
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
@@ -49,6 +53,16 @@ class BaseTrainer(DefaultTrainer):
         """The batches of the current iteration so far, where it has several (ACCUMULATE_STEPS)."""
         loop = self._trainer
         return loop.micro_steps if isinstance(loop, AccumulatingTrainer) else ()
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's, the writers of LOG.WRITERS, and the line of progress on a terminal."""
+        hooks = [hook for hook in super().build_hooks() if hook is not None]
+        if comm.is_main_process() and shows_progress():
+            # After the timer, before all that may write to the terminal.
+            hooks.insert(1, ProgressLine(self.cfg.TEST.BEST_METRIC))
+        if comm.is_main_process() and self.cfg.LOG.WRITERS:
+            hooks.append(RunWriterHook(self.cfg))
+        return hooks
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

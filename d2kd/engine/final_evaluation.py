@@ -1,9 +1,9 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""The end of a training, as in Detectron2's own train_net.py: test-time augmentation, and results
-that are expected."""
+"""The end of a training, also before SOLVER.MAX_ITER: test-time augmentation, expected results."""
 
 import os
 from collections import OrderedDict
+from contextlib import suppress
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
@@ -13,6 +13,8 @@ from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
+from ..checkpoint import BestCheckpoint
+from ..data import class_names
 from ..evaluation import build_evaluator, verify_expected_results
 from ..modeling import Distiller
 from ..utils.errors import ConfigError
@@ -21,8 +23,18 @@ from .unwrap import unwrap
 __all__ = ["FinalEvaluation", "measure_student_alone"]
 
 
+class StoppedEarly(BaseException):
+    """Leaves Detectron2's loop over the steps, which logs what is an Exception as a failure."""
+
+
 class FinalEvaluation(DefaultTrainer):
-    """Mixed into DefaultTrainer: what it evaluates once all is trained."""
+    """Mixed into DefaultTrainer: how a training ends, and what is evaluated then."""
+
+    iter: int
+    max_iter: int
+    _stopped_early = False
+    # The step after which the student was evaluated last.
+    _evaluated_step: int | None = None
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -51,25 +63,71 @@ class FinalEvaluation(DefaultTrainer):
             return _rename(results)
         return OrderedDict((name, _rename(found)) for name, found in results.items())
 
-    def add_tta_hook(self, hooks: list[HookBase]) -> None:
-        """Evaluate with TEST.AUG after the last step, after the evaluation without it.
+    def evaluate_step(self) -> OrderedDict:
+        """The results of ``test`` after this step; a step is evaluated once.
+
+        A training that its last evaluation has ended is not evaluated again.
+        """
+        # After the training Detectron2 counts one step more than it has made.
+        step = min(self.iter, self.max_iter - 1)
+        if self._evaluated_step != step:
+            self._last_eval_results = self.test(self.cfg, self.model)
+            self._evaluated_step = step
+        return self._last_eval_results
+
+    def add_evaluations(self, hooks: list[HookBase]) -> None:
+        """Evaluate by ``evaluate_step``, then keep the best (TEST.BEST_METRIC), then use TEST.AUG.
+
+        The one with TEST.AUG follows the last step alone.
+
+        Args:
+            hooks: DefaultTrainer's; changed in place.
 
         Raises:
             ConfigError: Detectron2 has no test-time augmentation for the detector.
         """
+        at = [type(hook) for hook in hooks].index(EvalHook)
+        hooks[at] = EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate_step)
+        added: list[HookBase] = []
+        if self.cfg.TEST.BEST_METRIC:
+            student, classes = _student_of(self.model), class_names(self.cfg)
+            added = [BestCheckpoint(self.cfg, student, classes, lambda: self._last_eval_results)]
         if self.cfg.TEST.AUG.ENABLED:
             if not isinstance(_student_of(self.model), GeneralizedRCNN):
                 raise ConfigError(
                     "TEST.AUG.ENABLED is True: set it to False, MODEL.META_ARCHITECTURE "
                     f"{self.cfg.MODEL.META_ARCHITECTURE} is no GeneralizedRCNN"
                 )
-            at = [type(hook) for hook in hooks].index(EvalHook) + 1
-            hooks.insert(at, EvalHook(0, self._evaluate_with_tta))
+            added.append(EvalHook(0, self._evaluate_with_tta))
+        hooks[at + 1 : at + 1] = added
 
     def _evaluate_with_tta(self) -> OrderedDict:
         results = self.test_with_tta(self.cfg, self.model)
         _add_results(self._last_eval_results, results)
         return results
+
+    def stop_early(self) -> None:
+        """End the training after this step, as if it were its last; to be called in it by a hook.
+
+        Every process must call it in the same step.
+        """
+        self.max_iter = self.iter + 1
+        self._stopped_early = True
+
+    def after_step(self) -> None:
+        """Run all hooks, and end the training if one of them asks for it."""
+        super().after_step()
+        self.end_if_stopped()
+
+    def end_if_stopped(self) -> None:
+        """Leave the loop over the steps after ``stop_early``, so that the training is complete.
+
+        Raises:
+            StoppedEarly: which ``train`` expects.
+        """
+        if self._stopped_early:
+            self.iter = self.max_iter
+            raise StoppedEarly
 
     def train(self) -> OrderedDict | None:
         """As DefaultTrainer's; TEST.EXPECTED_RESULTS may name several sets.
@@ -77,7 +135,8 @@ class FinalEvaluation(DefaultTrainer):
         Raises:
             UnexpectedResultsError: the results differ from TEST.EXPECTED_RESULTS.
         """
-        TrainerBase.train(self, self.start_iter, self.max_iter)
+        with suppress(StoppedEarly):
+            TrainerBase.train(self, self.start_iter, self.max_iter)
         if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
             verify_expected_results(self.cfg, self._last_eval_results)
             return self._last_eval_results

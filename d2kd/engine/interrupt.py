@@ -145,6 +145,8 @@ def _announce(signum: int) -> None:
         "writing a checkpoint. Press Ctrl-C again, or send SIGTERM again, to stop at once, without "
         "a checkpoint.\n"
     )
+    if os.isatty(2):  # where ^C or the progress line stands
+        text = f"\n{text}"
     # print may be what the signal has interrupted, and must not be entered twice.
     os.write(2, text.encode())
 

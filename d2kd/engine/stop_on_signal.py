@@ -17,6 +17,7 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 
 from ..checkpoint.run_checkpointer import save_step
+from ..utils.progress import progress
 from .interrupt import EvaluationStopped, Request, current_handler
 
 __all__ = ["Question", "StopOnSignal", "StoppableLoader"]
@@ -161,16 +162,27 @@ class Question:
 
 
 class StoppableLoader:
-    """A test loader that looks, before each batch, whether a signal has asked to stop."""
+    """A test loader that looks, before each batch, whether a signal has asked to stop.
 
-    def __init__(self, loader: Any):
-        self._loader = loader
+    On a terminal the main process shows a bar.
+    """
+
+    def __init__(self, loader: Any, name: str = ""):
+        """
+        Args:
+            loader: of batches.
+            name: of the data set, which stands before the bar.
+        """
+        self._loader, self._name = loader, name
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
+        batches = self._loader
+        if comm.is_main_process():
+            batches = progress(batches, len(self), f"evaluating {self._name}".strip(), "batch")
+        for batch in batches:
             current_handler().check_between_batches()
             yield batch
 

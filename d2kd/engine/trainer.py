@@ -22,6 +22,7 @@ from ..checkpoint import (
     check_start,
     describe_frozen_random,
     describe_other_classes,
+    end_if_over,
     evaluate_step_before,
     init_from_teacher,
     remove_unfinished,
@@ -84,7 +85,7 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
         """Detectron2's, whose errors name the image, and which signals stop."""
         mapper = build_mapper(cfg, False)
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        return StoppableLoader(loader)
+        return StoppableLoader(loader, dataset_name)
 
     def _build_checkpointer(self) -> DetectionCheckpointer:
         model, trainer = unwrap(self.model), weakref.proxy(self)
@@ -105,9 +106,8 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
 
         The constructor adds those of resuming and of signals, which need all others.
         """
-        hooks = [hook for hook in super().build_hooks() if hook is not None]
-        hooks = measure_student_alone(hooks, self.model)
-        self.add_tta_hook(hooks)
+        hooks = measure_student_alone(super().build_hooks(), self.model)
+        self.add_evaluations(hooks)
         if self.cfg.DISTILL.ENABLED:
             # Before the writer, which only the main process has: what they log is written in the
             # same step.
@@ -123,6 +123,8 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
             # Detectron2 keeps the registered hooks here and has no method that returns them.
             with self._stop.acting_at_once():
                 evaluate_step_before(self, self._hooks)
+        end_if_over(self, self._hooks, self._run_state)
+        self.end_if_stopped()
 
     def after_step(self) -> None:
         """Run all hooks. If SIGTERM ends the evaluation, its step gets a checkpoint first."""

@@ -9,13 +9,14 @@ from detectron2.utils.file_io import PathManager
 from ..data.datasets.registered import load_registered
 from ..utils.errors import D2kdError, DatasetError
 from ..utils.text import first_few
+from .best_metric import check_best_metric
 from .evaluator import build_evaluator
 from .expected_results import check_expected_results
 
 __all__ = ["check_test_sets"]
 
 
-def check_test_sets(cfg: CfgNode, output_folder: str | None = None) -> None:
+def check_test_sets(cfg: CfgNode, output_folder: str | None = None, train: bool = True) -> None:
     """Load every set of DATASETS.TEST, find its images, and build its evaluator.
 
     A training evaluates when it is over: what is missing then has cost all of it.
@@ -23,23 +24,27 @@ def check_test_sets(cfg: CfgNode, output_folder: str | None = None) -> None:
     Args:
         cfg: DATASETS.TEST, TEST.* and what evaluators read.
         output_folder: where converted annotations go; None is as in training.
+        train: whether a training follows, which compares TEST.BEST_METRIC.
 
     Raises:
-        ConfigError: TEST.EXPECTED_RESULTS names no result that there will be.
+        ConfigError: TEST.EXPECTED_RESULTS or TEST.BEST_METRIC names no result that there will be.
         DatasetError: names the set, and what is missing or wrong.
     """
     check_expected_results(cfg)
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    evaluators = {}
     for name in cfg.DATASETS.TEST:
         _check_records(name, load_registered("TEST", name))
         try:
-            build_evaluator(cfg, name, os.path.join(folder, name))
+            evaluators[name] = build_evaluator(cfg, name, os.path.join(folder, name))
         except D2kdError:
             raise
         except Exception as problem:  # Detectron2's and pycocotools' own, of whatever kind
             raise DatasetError(
                 f"DATASETS.TEST '{name}' cannot be evaluated: {type(problem).__name__}: {problem}"
             ) from problem
+    if train:
+        check_best_metric(cfg, evaluators)
 
 
 def _check_records(name: str, records: list[dict]) -> None:

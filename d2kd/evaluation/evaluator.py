@@ -53,7 +53,11 @@ def boxes_of(records: list[dict], category: int) -> dict[str, np.ndarray]:
 
 
 class VOCAP50Evaluator(DatasetEvaluator):
-    """VOC AP at IoU 0.5 on any box data set; "iscrowd" (VOC's "difficult") objects are ignored."""
+    """VOC AP at IoU 0.5 on any box data set; "iscrowd" (VOC's "difficult") objects are ignored.
+
+    Attributes:
+        classes: names of the classes, by index.
+    """
 
     def __init__(self, dataset_name: str, distributed: bool = True):
         """
@@ -61,9 +65,9 @@ class VOCAP50Evaluator(DatasetEvaluator):
             dataset_name: a registered set whose metadata has thing_classes.
             distributed: gather the predictions of all processes; else evaluate this one's.
         """
-        self._classes = MetadataCatalog.get(dataset_name).thing_classes
+        self.classes = MetadataCatalog.get(dataset_name).thing_classes
         records = DatasetCatalog.get(dataset_name)
-        self._truth = [boxes_of(records, index) for index in range(len(self._classes))]
+        self._truth = [boxes_of(records, index) for index in range(len(self.classes))]
         self._distributed = distributed
         self.reset()
 
@@ -93,7 +97,7 @@ class VOCAP50Evaluator(DatasetEvaluator):
             return {}
         boxes, scores, categories, images = map(np.concatenate, zip(*predictions))
         results = OrderedDict(AP50=float("nan"))
-        for index, (name, truth) in enumerate(zip(self._classes, self._truth)):
+        for index, (name, truth) in enumerate(zip(self.classes, self._truth)):
             rows = categories == index
             ap = voc_average_precision(
                 boxes[rows],

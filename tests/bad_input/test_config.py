@@ -130,6 +130,9 @@ def test_options(options, words):
         ("SOLVER.WARMUP_METHOD", "liner", "Did you mean 'linear'?"),
         ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosinLR", "Did you mean 'WarmupCosineLR'?"),
         ("SOLVER.AMP.ENABLED", True, "False where MODEL.DEVICE is cpu"),
+        ("TEST.COCO_EVALUATOR", "faster-coco-eval", "Did you mean 'faster_coco_eval'?"),
+        ("LOG.WRITERS", ["wandb", "comet"], "any of ['wandb', 'mlflow'], each once"),
+        ("TEST.STOP_AFTER", -1, "a whole number, 0 or above"),
         ("DATALOADER.BAD_IMAGES", "skp", "Did you mean 'skip'?"),
         ("DISTILL.FEATURE.WEIGHT", -1.0, "a number, 0 or above"),
         ("DISTILL.FEATURE.WEIGHT", None, "a number, 0 or above"),
@@ -184,6 +187,21 @@ def test_values_that_do_not_go_together():
         check_config(distill_cfg(teacher, *steps, *name))
     with pytest.raises(ConfigError, match="WARMUP_ITERS is 3: set it below SOLVER.MAX_ITER, 3"):
         check_config(distill_cfg(teacher, "DISTILL.SCHEDULE.WARMUP_ITERS", 3))
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("TEST.STOP_AFTER", 3, "TEST.STOP_AFTER is 3: set TEST.BEST_METRIC to the metric"),
+        ("TEST.BEST_METRIC", "bbox/AP", "TEST.EVAL_PERIOD 0: set TEST.EVAL_PERIOD to the iter"),
+        ("TEST.BEST_METRIC", "bbox/AP", "DATASETS.TEST is empty: set DATASETS.TEST to the sets"),
+    ],
+)
+def test_a_best_checkpoint_needs_evaluations(key, value, words):
+    with pytest.raises(ConfigError, match=words):
+        check_config(plain_cfg(key, value))
+    every = ["TEST.EVAL_PERIOD", 2, "DATASETS.TEST", ("mine",)]
+    check_config(plain_cfg("TEST.BEST_METRIC", "bbox/AP", "TEST.STOP_AFTER", 3, *every))
 
 
 def test_half_precision_is_for_gpus():

@@ -7,6 +7,8 @@ import numpy as np
 from detectron2.config import CfgNode, get_cfg
 from PIL import Image
 
+from d2kd.config.defaults import add_d2kd_config
+
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>
 <xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax>
 </bndbox></object>"""
@@ -50,6 +52,7 @@ def write_coco(root, content, name="toy.json"):
 def make_cfg(train=(), test=(), **custom):
     """A config that declares the sets given by name."""
     cfg = get_cfg()
+    add_d2kd_config(cfg)
     cfg.DATASETS.CUSTOM = CfgNode(
         {
             name: CfgNode(value) if isinstance(value, dict) else value

@@ -11,6 +11,7 @@ from tests.common.helpers import plain_cfg
 
 OWN_NODES = {"FCOS": "FCOS", "GFL": "GFL", "GeneralizedRCNN": None, "RetinaNet": None}
 D2KD_KEYS = ["DISTILL", "ACCUMULATE_STEPS", "OPTIMIZER", "BAD_IMAGES", "CUSTOM"]
+D2KD_KEYS += ["BEST_METRIC", "STOP_AFTER", "COCO_EVALUATOR", "WRITERS"]
 
 
 def add_wide_config(cfg):
