@@ -18,13 +18,13 @@ from ..finding import Finding, warning
 from .bootstrap import SEED, compare_scores, draw_resamples
 from .box_agreement import compare_boxes
 from .detections import Detections, detect, read_detections
+from .evaluation_set import EvaluationSet, load_evaluation_sets
 from .found_objects import best_score, find_objects
 from .imitation import Imitation, measure_imitation
 from .matches import match_detections
 from .report import Report, SetReport
 from .run_folder import RunFolder, read_run
 from .run_pair import check_pair_of_runs
-from .test_set import TestSet, load_test_sets
 
 __all__ = ["compare_runs"]
 
@@ -60,7 +60,7 @@ def compare_runs(
     notes = check_pair_of_runs(*runs)
     register_custom_datasets(runs[0].cfg)
     with tempfile.TemporaryDirectory() as folder:
-        sets = load_test_sets(runs[0].cfg, folder)
+        sets = load_evaluation_sets(runs[0].cfg, folder)
         say("building the teacher")
         model, found = _build_pair(runs[0])
         notes += found
@@ -82,7 +82,7 @@ def _build_pair(run: RunFolder) -> tuple[Distiller | None, list[Finding]]:
 
 
 def _testable_teacher(
-    run: RunFolder, model: Distiller | None, sets: list[TestSet]
+    run: RunFolder, model: Distiller | None, sets: list[EvaluationSet]
 ) -> tuple[Distiller | None, list[Finding]]:
     """The model if its teacher finds boxes of the sets' classes."""
     if model is None:
@@ -103,7 +103,7 @@ def _testable_teacher(
 
 
 def _compare_on(
-    test_set: TestSet,
+    test_set: EvaluationSet,
     runs: tuple[RunFolder, RunFolder],
     teacher: Distiller | None,
     resamples: int,
@@ -141,7 +141,7 @@ def _compare_on(
     )
 
 
-def _detections_of(run: RunFolder, test_set: TestSet, reuse: bool, say: Say) -> Detections:
+def _detections_of(run: RunFolder, test_set: EvaluationSet, reuse: bool, say: Say) -> Detections:
     """The run's own results if they are of its last checkpoint, else those of a new evaluation."""
     written = read_detections(run, test_set) if reuse else None
     if written is not None:
@@ -155,7 +155,7 @@ def _detections_of(run: RunFolder, test_set: TestSet, reuse: bool, say: Say) -> 
     return detect(cfg, model, test_set, f"evaluated now, from {run.checkpoint}")
 
 
-def _teacher_detections(run: RunFolder, model: Distiller, test_set: TestSet) -> Detections:
+def _teacher_detections(run: RunFolder, model: Distiller, test_set: EvaluationSet) -> Detections:
     """With the teacher's own INPUT keys, as --eval-teacher does."""
     cfg = read_teacher_config(run.cfg)
     cfg.DATASETS, cfg.TEST = run.cfg.DATASETS, run.cfg.TEST

@@ -12,10 +12,10 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from torch import nn
 
 from ...engine import DistillTrainer
+from .evaluation_set import EvaluationSet
 from .matches import match_detections
 from .run_folder import RunFolder
 from .scores import score
-from .test_set import TestSet
 
 __all__ = ["Detections", "KeepDetections", "detect", "read_detections"]
 
@@ -38,7 +38,7 @@ class Detections(NamedTuple):
 class KeepDetections(DatasetEvaluator):
     """Keeps every box, and evaluates nothing."""
 
-    def __init__(self, test_set: TestSet):
+    def __init__(self, test_set: EvaluationSet):
         self.categories = test_set.categories
         self.rows: list[dict[str, Any]] = []
 
@@ -55,7 +55,7 @@ class KeepDetections(DatasetEvaluator):
         return {}
 
 
-def detect(cfg: CfgNode, model: nn.Module, test_set: TestSet, source: str) -> Detections:
+def detect(cfg: CfgNode, model: nn.Module, test_set: EvaluationSet, source: str) -> Detections:
     """Run a detector on a test set, as it is evaluated.
 
     Args:
@@ -69,7 +69,7 @@ def detect(cfg: CfgNode, model: nn.Module, test_set: TestSet, source: str) -> De
     return Detections(keeper.rows, source)
 
 
-def read_detections(run: RunFolder, test_set: TestSet) -> Detections | None:
+def read_detections(run: RunFolder, test_set: EvaluationSet) -> Detections | None:
     """What the run's own last evaluation wrote, if it is proved to be of the last checkpoint.
 
     The proof: the file's AP and the AP of every class are those that metrics.json has at the
@@ -99,7 +99,7 @@ def read_detections(run: RunFolder, test_set: TestSet) -> Detections | None:
     return Detections(rows, f"{folder}, written by the run itself") if all(same) else None
 
 
-def _logged(run: RunFolder, test_set: TestSet) -> dict[str, float]:
+def _logged(run: RunFolder, test_set: EvaluationSet) -> dict[str, float]:
     """The box metrics of the evaluation after the checkpoint's last step; empty if none."""
     row = run.log.rows.get(run.iterations, {})
     for start in (f"{test_set.name}/bbox/", "bbox/"):

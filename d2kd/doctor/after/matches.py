@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .test_set import TestSet
+from .evaluation_set import EvaluationSet
 
 __all__ = ["SIZES", "Cell", "Matches", "Objects", "match_detections"]
 
@@ -71,7 +71,7 @@ class Matches:
     hits: np.ndarray
 
 
-def match_detections(test_set: TestSet, rows: list[dict[str, Any]], limit: int) -> Matches:
+def match_detections(test_set: EvaluationSet, rows: list[dict[str, Any]], limit: int) -> Matches:
     """Match the detections of every image with its objects.
 
     Args:
@@ -106,7 +106,7 @@ def match_detections(test_set: TestSet, rows: list[dict[str, Any]], limit: int) 
     return Matches(test_set.classes, images, cells, objects, np.concatenate(of_hits), hits)
 
 
-def _as_coco(test_set: TestSet, rows: list[dict[str, Any]]) -> COCO:
+def _as_coco(test_set: EvaluationSet, rows: list[dict[str, Any]]) -> COCO:
     """COCO.loadRes without its prints; it also takes no detections at all."""
     images, categories = set(test_set.truth.imgs), set(test_set.categories)
     strange = [r for r in rows if r["image_id"] not in images or r["category_id"] not in categories]

@@ -79,9 +79,11 @@ def read_log(folder: str, last: int | None = None) -> TrainingLog:
     now = -1
     for row in _lines(os.path.join(folder, "metrics.json")):
         iteration = int(row.get("iteration", now))
-        if iteration < now:
-            rows = {i: values for i, values in rows.items() if i < iteration}
-        now = iteration
+        # An evaluation may be written after later steps; steps themselves are in order.
+        if "total_loss" in row:
+            if iteration < now:
+                rows = {i: values for i, values in rows.items() if i < iteration}
+            now = iteration
         rows.setdefault(iteration, {}).update(row)
     # The last evaluation is logged at the number of the step that would come next.
     kept = {i: x for i, x in rows.items() if last is None or i <= last + 1}

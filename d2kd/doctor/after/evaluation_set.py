@@ -11,14 +11,14 @@ from ...evaluation import check_test_sets
 from ...evaluation.coco import load_ground_truth
 from ...utils.errors import DatasetError
 
-__all__ = ["TestSet", "load_test_sets"]
+__all__ = ["EvaluationSet", "load_evaluation_sets"]
 
 # Kinds of evaluator whose sets have boxes of every object of every class.
 _KINDS = ("coco", "coco_panoptic_seg", "pascal_voc", "cityscapes_instance")
 
 
 @dataclass(frozen=True)
-class TestSet:
+class EvaluationSet:
     """Images and objects.
 
     Attributes:
@@ -41,7 +41,7 @@ class TestSet:
         return sorted(self.truth.getImgIds())
 
 
-def load_test_sets(cfg: CfgNode, folder: str) -> list[TestSet]:
+def load_evaluation_sets(cfg: CfgNode, folder: str) -> list[EvaluationSet]:
     """Every set of DATASETS.TEST, checked as before a training.
 
     Args:
@@ -68,7 +68,7 @@ def load_test_sets(cfg: CfgNode, folder: str) -> list[TestSet]:
     return [_load(name, folder) for name in cfg.DATASETS.TEST]
 
 
-def _load(name: str, folder: str) -> TestSet:
+def _load(name: str, folder: str) -> EvaluationSet:
     truth, metadata = load_ground_truth(name, folder), MetadataCatalog.get(name)
     objects = [x for x in truth.dataset.get("annotations", ()) if not x.get("iscrowd", 0)]
     if not objects:
@@ -80,4 +80,4 @@ def _load(name: str, folder: str) -> TestSet:
     ids = metadata.get("thing_dataset_id_to_contiguous_id")
     by_index = {index: key for key, index in ids.items()} if ids else {}
     categories = tuple(by_index.get(i, i) for i in range(len(classes)))
-    return TestSet(name, truth, classes, categories, metadata.get("evaluator_type"))
+    return EvaluationSet(name, truth, classes, categories, metadata.get("evaluator_type"))
