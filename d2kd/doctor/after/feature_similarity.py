@@ -19,23 +19,26 @@ class FeatureSimilarity:
     """Linear CKA of one level over all locations of all batches; only sums are kept.
 
     Attributes:
-        locations: M so far.
+        locations: M so far, those that count.
     """
 
     def __init__(self) -> None:
         self.locations = 0
         self._sums: list[Tensor] = []
 
-    def add(self, student: Tensor, teacher: Tensor) -> None:
+    def add(self, student: Tensor, teacher: Tensor, mask: Tensor) -> None:
         """Count a batch.
 
         Args:
             student, teacher: (N, C, H, W) and (N, D, H, W).
+            mask: (N, H, W) how much each location counts; 0 leaves it out.
         """
         x, y = (m.detach().double().transpose(0, 1).flatten(1).T for m in (student, teacher))
-        sums = [x.sum(0), y.sum(0), x.T @ x, y.T @ y, y.T @ x]
-        self._sums = [a + b for a, b in zip(self._sums, sums)] if self._sums else sums
-        self.locations += len(x)
+        weights = mask.detach().double().flatten()
+        a, b = x * weights[:, None], y * weights[:, None]
+        sums = [weights.sum(), a.sum(0), b.sum(0), a.T @ x, b.T @ y, b.T @ x]
+        self._sums = [old + new for old, new in zip(self._sums, sums)] if self._sums else sums
+        self.locations += int((weights > 0).sum())
 
     @property
     def value(self) -> float:
@@ -43,9 +46,9 @@ class FeatureSimilarity:
 
         With fewer locations than a few times the channels, any two maps look alike.
         """
-        x, y, xx, yy, yx = self._sums
+        whole, x, y, xx, yy, yx = self._sums
         xx, yy, yx = (
-            product - torch.outer(a, b) / self.locations
+            product - torch.outer(a, b) / whole
             for product, a, b in ((xx, x, x), (yy, y, y), (yx, y, x))
         )
         return float(yx.square().sum() / (xx.norm() * yy.norm()))

@@ -35,7 +35,7 @@ class Imitation:
         images: how many were looked at.
         losses: distillation loss -> mean over the images, at schedule factor 1.
         per_level: "feature" and other losses on levels -> level -> mean.
-        similarity: level -> linear CKA of student and teacher.
+        similarity: level -> linear CKA of student and teacher, under the feature loss's mask.
     """
 
     images: int = 0
@@ -104,7 +104,7 @@ def _measure(model: Distiller, images: list[dict[str, Any]]) -> Imitation:
             _add(found.losses, name, terms.total, len(images))
             for level, term in terms.per_level.items():
                 _add(found.per_level.setdefault(name, {}), level, term, len(images))
-        _add_similarity(similarity, step)
+        _add_similarity(similarity, step, model)
     found.similarity = {
         level: x.value for level, x in similarity.items() if x.locations >= _least(model, level)
     }
@@ -124,11 +124,23 @@ def _add(sums: dict[str, float], name: str, value: torch.Tensor, images: int) ->
     sums[name] = sums.get(name, 0.0) + float(value) / images
 
 
-def _add_similarity(similarity: dict[str, FeatureSimilarity], step: DistillStep) -> None:
+def _add_similarity(
+    similarity: dict[str, FeatureSimilarity], step: DistillStep, model: Distiller
+) -> None:
     for level, ours in step.student.features.items():
         theirs = step.teacher.features.get(level)
         if theirs is not None and theirs.shape[-2:] == ours.shape[-2:]:
-            similarity.setdefault(level, FeatureSimilarity()).add(ours, theirs)
+            mask = _mask(step, model, level)
+            similarity.setdefault(level, FeatureSimilarity()).add(ours, theirs, mask)
+
+
+def _mask(step: DistillStep, model: Distiller, level: str) -> torch.Tensor:
+    """Where the feature loss compares a level, (N, H, W); everywhere on one that it leaves."""
+    ours = step.student.features[level]
+    loss = model.distill_losses["feature"] if "feature" in model.distill_losses else None
+    if loss is None or level not in loss.adapters:
+        return torch.ones_like(ours[:, 0])
+    return loss.mask(step.mask_input(level, ours.shape, loss.adapters))
 
 
 def _least(model: Distiller, level: str) -> int:

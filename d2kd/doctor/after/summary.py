@@ -31,13 +31,13 @@ def summarize(report: Report, advice: Sequence[Finding]) -> str:
 def _table(tested: SetReport) -> Iterator[str]:
     heads = ["baseline", "distilled", "difference", f"{COVERED} % interval"]
     heads += ["teacher"] if tested.teacher else []
-    yield f"{tested.name + f', {tested.images} images':<32}" + "".join(f"{x:>15}" for x in heads)
+    yield f"{tested.name + f', {tested.images} images':<24}" + "".join(f"{x:>17}" for x in heads)
     teachers = {row.name: row.ours for row in tested.teacher}
     for row in _shown(tested.differences):
         cells = [f"{row.baseline:.2f}", f"{row.ours:.2f}", f"{row.gain:+.2f}"]
         cells.append(f"{row.low:+.2f} to {row.high:+.2f}")
         cells += [f"{teachers[row.name]:.2f}"] if teachers else []
-        yield f"{row.name:<32}" + "".join(f"{x:>15}" for x in cells)
+        yield f"{row.name:<24}" + "".join(f"{x:>17}" for x in cells)
 
 
 def _shown(rows: Sequence[Difference]) -> list[Difference]:

@@ -4,6 +4,7 @@
 import json
 
 import pytest
+from detectron2.data.datasets import register_coco_instances
 
 from d2kd.data import register_custom_datasets
 from d2kd.doctor.after.detections import read_detections
@@ -52,13 +53,26 @@ def test_results_that_cannot_be_read_are_not_used(run_and_set, content):
     assert read_detections(run, test_set) is None
 
 
-def test_a_test_set_without_objects_is_refused(run_and_set, tmp_path):
-    run, _, _ = run_and_set
+def _with_sets(run, *names):
     cfg = run.cfg.clone()
     cfg.defrost()
-    cfg.DATASETS.TEST = ()
+    cfg.DATASETS.TEST = names
+    return cfg
+
+
+def test_a_test_set_without_objects_is_refused(run_and_set, tmp_path):
+    run, test_set, _ = run_and_set
+    truth = {**test_set.truth.dataset, "annotations": []}
+    (tmp_path / "empty.json").write_text(json.dumps(truth))
+    folder = run.cfg.DATASETS.CUSTOM.mine.IMAGES
+    register_coco_instances("no_objects", {}, str(tmp_path / "empty.json"), folder)
+    with pytest.raises(DatasetError, match="'no_objects' has no annotated object"):
+        load_evaluation_sets(_with_sets(run, "no_objects"), str(tmp_path))
+
+
+def test_sets_that_cocos_metrics_are_not_for_are_refused(run_and_set, tmp_path):
+    run, _, _ = run_and_set
     with pytest.raises(DatasetError, match="DATASETS.TEST is empty"):
-        load_evaluation_sets(cfg, str(tmp_path))
-    cfg.DATASETS.TEST = ("coco_2017_test-dev",)
-    with pytest.raises(DatasetError, match="coco_2017_test-dev"):
-        load_evaluation_sets(cfg, str(tmp_path))
+        load_evaluation_sets(_with_sets(run), str(tmp_path))
+    with pytest.raises(DatasetError, match="evaluator_type 'lvis'"):
+        load_evaluation_sets(_with_sets(run, "lvis_v1_val"), str(tmp_path))

@@ -12,8 +12,8 @@ from d2kd.doctor.after.feature_similarity import FeatureSimilarity
 
 def _cka(*pairs):
     similarity = FeatureSimilarity()
-    for pair in pairs:
-        similarity.add(*pair)
+    for x, y in pairs:
+        similarity.add(x, y, torch.ones_like(x[:, 0]))
     return similarity.value
 
 
@@ -37,6 +37,16 @@ def test_similarity_is_kornbliths_with_any_channels():
     k, m = (center @ f @ f.T @ center for f in flat)
     expected = (k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum())
     assert _cka((x, y)) == pytest.approx(expected)
+
+
+def test_similarity_under_a_mask_is_that_of_its_locations():
+    x, y = _maps(3), _maps(4, seed=1)
+    mask = torch.zeros(2, 6, 7)
+    mask[:, :3] = 0.5
+    similarity = FeatureSimilarity()
+    similarity.add(x, y, mask)
+    assert similarity.locations == 2 * 3 * 7
+    assert similarity.value == pytest.approx(_cka((x[:, :, :3], y[:, :, :3])))
 
 
 def test_similarity_of_batches_is_that_of_the_whole():

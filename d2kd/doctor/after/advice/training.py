@@ -76,28 +76,35 @@ def _gradients(report: Report) -> Iterator[Finding]:
 
 
 def _features(report: Report) -> Iterator[Finding]:
+    """Whether the feature loss did its work: by its own value, and by what needs no adapter."""
     ours, theirs = report.imitation
     if ours is None or theirs is None or "feature" not in ours.losses:
         return
-    levels = [x for x in ours.per_level.get("feature", {}) if x in ours.similarity]
-    levels = [x for x in levels if x in theirs.similarity]
-    if not levels:
-        return
-    means = [statistics.fmean(x.similarity[level] for level in levels) for x in (ours, theirs)]
-    text = (
-        f"similarity to the teacher's features (CKA, mean of {', '.join(levels)}): {means[0]:.2f}, "
-        f"the baseline's {means[1]:.2f}"
-    )
-    if means[0] < means[1] + _NEARER:
+    levels = [x for x in ours.per_level["feature"] if x in ours.similarity]
+    parts, nearer = [], False
+    if levels:
+        means = [statistics.fmean(x.similarity[level] for level in levels) for x in (ours, theirs)]
+        nearer = means[0] > means[1] + _NEARER
+        parts.append(f"similarity (CKA) {means[0]:.2f}, the baseline's {means[1]:.2f}")
+    if "feature" in theirs.losses:
+        values = ours.losses["feature"], theirs.losses["feature"]
+        nearer = nearer or values[0] < _HARDLY_LOWER * values[1]
+        parts.append(f"the feature loss {values[0]:.3g}, the baseline's {values[1]:.3g}")
+    if parts:
+        yield _rate_features(report, "to the teacher's features: " + "; ".join(parts), nearer)
+
+
+def _rate_features(report: Report, text: str, nearer: bool) -> Finding:
+    if not nearer:
         advice = (
             "the feature loss brought them no nearer: raise DISTILL.FEATURE.WEIGHT, or try another "
             "DISTILL.FEATURE.MASK or DISTANCE"
         )
-        yield warning("features", text, advice)
-    elif report.sets and report.sets[0].whole.sign <= 0:
-        yield warning("features", text, "they came nearer without a gain: " + _other_target(report))
-    else:
-        yield ok("features", text)
+        return warning("features", text, advice)
+    if report.sets and report.sets[0].whole.sign <= 0:
+        advice = f"they came nearer without a sure gain: {_other_target(report)}"
+        return warning("features", text, advice)
+    return ok("features", text)
 
 
 def _other_target(report: Report) -> str:
@@ -114,8 +121,6 @@ def _other_target(report: Report) -> str:
 
 def _same_regions(cfg: CfgNode, name: str) -> bool:
     """Whether a loss reads both students on the same regions, so that its values compare."""
-    if name == "feature":
-        return True
     gated = name == "reg" and cfg.DISTILL.REG.GATE != "none"
     return not get_detector(cfg).two_stage and not gated
 
@@ -125,7 +130,7 @@ def _learnt(report: Report) -> Iterator[Finding]:
     if ours is None or theirs is None:
         return
     for name, value in ours.losses.items():
-        if not _same_regions(report.distilled.cfg, name):
+        if name == "feature" or not _same_regions(report.distilled.cfg, name):
             continue
         before = theirs.losses.get(name, 0.0)
         if before > 0 and value > _HARDLY_LOWER * before:

@@ -25,9 +25,9 @@ def _imitation(report: Report) -> str:
         for level in ours.similarity
     ]
     words = (
-        f"On {ours.images} test images. Linear CKA compares feature maps without an adapter: 1 if "
-        "the teacher's map is the student's up to a rotation and a scale of its channels, near 0 "
-        "if they are unrelated."
+        f"On {ours.images} test images. Linear CKA compares feature maps without an adapter, where "
+        "the feature loss compares them (under its mask): 1 if the teacher's map is the student's "
+        "up to a rotation and a scale of its channels, near 0 if they are unrelated."
     )
     note = f"Left out: {report.imitation_note}." if report.imitation_note else ""
     chart = bar_chart(rows, "similarity of features by level") if rows else ""
