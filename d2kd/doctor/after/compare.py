@@ -28,8 +28,8 @@ from .run_pair import check_pair_of_runs
 
 __all__ = ["compare_runs"]
 
-# Keys of the command line that leave a run's own results valid.
-_HARMLESS = ("MODEL.DEVICE", "DATASETS.TEST")
+# Keys of the command line that leave a run's own results valid, by their beginning.
+_HARMLESS = ("MODEL.DEVICE", "DATASETS.TEST", "DISTILL.")
 
 Say = Callable[[str], None]
 
@@ -66,7 +66,7 @@ def compare_runs(
         notes += found
         teacher, found = _testable_teacher(runs[0], model, sets)
         notes += found
-        reuse = set(options[0::2]) <= set(_HARMLESS)
+        reuse = all(key.startswith(_HARMLESS) for key in options[0::2])
         reports = [_compare_on(x, runs, teacher, resamples, reuse, say) for x in sets]
     say("comparing features")
     imitation, note, found = _imitate(runs, model)

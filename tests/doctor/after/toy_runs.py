@@ -1,7 +1,6 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Output folders of trainings, real ones of two steps and made-up ones."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -49,7 +48,7 @@ def train(cfg, folder):
             catalog.remove(name)
 
 
-def make_up(cfg, folder, rows=(), seed=0, weights=None):
+def make_up(cfg, folder, seed=0, weights=None, classes=CLASSES):
     """A run that has not been trained: its students are random."""
     write_config(cfg, folder)
     torch.manual_seed(seed)
@@ -58,11 +57,10 @@ def make_up(cfg, folder, rows=(), seed=0, weights=None):
     if weights is not None:
         student.load_state_dict(weights)
     content = {"model": student.state_dict(), "iteration": cfg.SOLVER.MAX_ITER - 1}
-    content["classes"] = {"names": CLASSES}
+    content["classes"] = {"names": classes}
     if cfg.DISTILL.ENABLED:
         content["distill_losses"] = model.distill_losses.state_dict()
     torch.save(content, folder / "model_final.pth")
-    (folder / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return content
 
 

@@ -7,7 +7,7 @@ from .svg import COLORS, drawing, rectangle, text
 
 __all__ = ["bar_chart"]
 
-WIDTH, LEFT, RIGHT, BAR, GAP = 760, 230, 70, 12, 10
+WIDTH, LEFT, RIGHT, BAR, GAP = 760, 150, 70, 12, 10
 
 
 def bar_chart(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], title: str) -> str:

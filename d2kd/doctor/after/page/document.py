@@ -15,6 +15,12 @@ from .training_sections import training_sections
 
 __all__ = ["render_page", "write_page"]
 
+_VERDICTS = {
+    "gain": "It helped",
+    "loss": "It did harm",
+    "no evidence": "No evidence that it helped",
+}
+
 
 def write_page(report: Report, advice: Sequence[Finding], path: Path) -> None:
     """Write the page; its folder is created."""
@@ -52,16 +58,22 @@ def render_page(report: Report, advice: Sequence[Finding]) -> str:
 def _verdict(found: Finding) -> str:
     kind = "verdict" if found.status is Status.OK else "verdict warn"
     advice = paragraph(found.advice, "advice") if found.advice else ""
-    return f'<div class="{kind}">{paragraph(found.text)}{advice}</div>'
+    head = f"<h3>{escape(_VERDICTS[found.check])}</h3>"
+    return f'<div class="{kind}">{head}{paragraph(found.text)}{advice}</div>'
 
 
 def _next_steps(advice: Sequence[Finding]) -> str:
     steps = [x for x in advice if x.advice]
     known = [x for x in advice if not x.advice]
+    names = escape(", ".join(x.check for x in known))
     return section(
         "What to try next",
         findings_list(sorted(steps, key=lambda x: x.status is Status.OK)),
-        "<h3>In order</h3>" + findings_list(known) if known else "",
+        (
+            f"<details><summary>In order: {names}</summary>{findings_list(known)}</details>"
+            if known
+            else ""
+        ),
     )
 
 

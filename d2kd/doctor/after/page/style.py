@@ -14,7 +14,9 @@ h2{font-size:1.2em;margin:2.2em 0 .5em;padding-top:.5em;border-top:1px solid var
 h3{font-size:1em;margin:1.6em 0 .4em}
 p{margin:.4em 0 .7em}
 .soft{color:var(--soft);font-size:.9em}
-.verdict{font-size:1.1em;padding:8px 18px;border-left:5px solid #0072b2;background:var(--faint)}
+.verdict h3{font-size:1.15em;margin:.4em 0}
+summary{cursor:pointer;color:var(--soft)}
+.verdict{padding:6px 18px;border-left:5px solid #0072b2;background:var(--faint)}
 .verdict.warn{border-color:var(--warn)}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9em;margin:.6em 0;font-variant-numeric:tabular-nums}
