@@ -9,6 +9,8 @@ Shape shorthand:
 """
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 __all__ = ["RECALLS", "average_precision"]
 
@@ -19,7 +21,7 @@ _MOST_NUMBERS = 4_000_000
 
 
 def average_precision(
-    images: np.ndarray, hits: np.ndarray, positives: np.ndarray, counts: np.ndarray
+    images: np.ndarray, hits: np.ndarray, wanted: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
     """AP of one class at one IoU, for every resample: COCOeval's mean precision at 101 recalls.
 
@@ -30,30 +32,29 @@ def average_precision(
         images: (D,) index of each detection's image, in order of falling score; ignored ones are
             left out.
         hits: (D,) bool, the true positives.
-        positives: (I,) objects to find in each image.
-        counts: (I, B) how often each image counts, integers.
+        wanted: (B,) objects to find in each resample.
+        counts: (I, B) float32, how often each image counts; sums of them are exact up to 2^24.
 
     Returns:
         (B,) in 0..1; NaN where a resample has no object to find.
     """
-    if not positives.any():
-        return np.full(counts.shape[1], np.nan)
+    if not wanted.any():
+        return np.full(len(wanted), np.nan)
     hit_at = np.flatnonzero(hits)
-    part = max(_MOST_NUMBERS // max(len(hit_at), 1), 1)
+    if not len(hit_at):
+        return np.where(wanted > 0, 0.0, np.nan)
+    part = max(_MOST_NUMBERS // len(hit_at), 1)
     parts = [
-        _of_part(images, hit_at, positives, counts[:, i : i + part])
-        for i in range(0, counts.shape[1], part)
+        _of_part(images, hit_at, wanted[i : i + part], counts[:, i : i + part])
+        for i in range(0, len(wanted), part)
     ]
     return np.concatenate(parts)
 
 
 def _of_part(
-    images: np.ndarray, hit_at: np.ndarray, positives: np.ndarray, counts: np.ndarray
+    images: np.ndarray, hit_at: np.ndarray, wanted: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
-    wanted = positives @ counts
-    if not len(hit_at):
-        return np.where(wanted > 0, 0.0, np.nan)
-    found = np.cumsum(counts[images[hit_at]], axis=0, dtype=np.int64)
+    found = np.cumsum(counts[images[hit_at]], axis=0, dtype=np.float64)
     precision = found / np.maximum(_seen(images, hit_at, counts), 1)
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     at_recall = _first_with(found.T, _needed(wanted)).T
@@ -65,26 +66,19 @@ def _of_part(
 def _seen(images: np.ndarray, hit_at: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(M, B): the detections up to each true positive; what comes after the last is never read.
 
-    The detections between two true positives are counted for each image: a product of matrices is
-    many times as fast as adding up (D, B) counts. float32 holds these integers exactly.
+    The rows of the detections between two true positives are added without a copy of them all.
     """
-    last = hit_at[-1] + 1
-    segment, weights = np.searchsorted(hit_at, np.arange(last)), counts.astype(np.float32)
-    columns, most = len(counts), max(_MOST_NUMBERS // len(counts), 1)
-    blocks = []
-    for first in range(0, len(hit_at), most):
-        rows = min(most, len(hit_at) - first)
-        start, end = np.searchsorted(segment, [first, first + rows])
-        cells = (segment[start:end] - first) * columns + images[start:end]
-        table = np.bincount(cells, minlength=rows * columns).reshape(rows, columns)
-        blocks.append(table.astype(np.float32) @ weights)
-    return np.cumsum(np.concatenate(blocks), axis=0, dtype=np.float64)
+    before, last = np.concatenate([[0], hit_at[:-1] + 1]), hit_at[-1] + 1
+    index, starts = (torch.from_numpy(x.astype(np.int64)) for x in (images[:last], before))
+    table = torch.from_numpy(np.ascontiguousarray(counts))
+    between = F.embedding_bag(index, table, starts, mode="sum")
+    return np.cumsum(between.numpy(), axis=0, dtype=np.float64)
 
 
 def _needed(wanted: np.ndarray) -> np.ndarray:
     """(B, R): the least number of found objects whose recall is at least each of RECALLS."""
-    whole = np.maximum(wanted, 1)[:, None]
-    least = np.ceil(RECALLS * whole).astype(np.int64)
+    whole = np.maximum(wanted, 1).astype(np.float64)[:, None]
+    least = np.ceil(RECALLS * whole)
     # Rounding may put the product on the wrong side; the quotient is what COCOeval compares.
     least -= (least - 1) / whole >= RECALLS
     least += least / whole < RECALLS
@@ -94,7 +88,7 @@ def _needed(wanted: np.ndarray) -> np.ndarray:
 def _first_with(found: np.ndarray, least: np.ndarray) -> np.ndarray:
     """In each row of ``found`` (B, M), rising, where it first reaches ``least`` (B, R); else M."""
     rows, columns = found.shape
-    apart = max(found.max(), least.max()) + 1
-    shift = apart * np.arange(rows, dtype=np.int64)[:, None]
+    # One search through all rows, each above the one before; float64 holds these integers exactly.
+    shift = (max(found.max(), least.max()) + 1) * np.arange(rows)[:, None]
     index = np.searchsorted((found + shift).ravel(), (least + shift).ravel())
     return index.reshape(least.shape) - columns * np.arange(rows)[:, None]

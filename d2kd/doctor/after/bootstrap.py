@@ -14,13 +14,15 @@ from typing import NamedTuple
 import numpy as np
 
 from .matches import Matches
-from .scores import score, score_names
+from .scores import score
 
-__all__ = ["SEED", "Difference", "compare_scores", "draw_resamples"]
+__all__ = ["SEED", "Difference", "compare_scores", "draw_resamples", "resample_scores"]
 
 SEED = 0
 # Percent of the resamples that lie in an interval.
 COVERED = 95
+
+Scores = dict[str, np.ndarray]
 
 
 class Difference(NamedTuple):
@@ -57,23 +59,31 @@ def draw_resamples(num_images: int, resamples: int, seed: int = SEED) -> np.ndar
     """(I, B) how often each image is in each resample of as many images, drawn with replacement."""
     draw = np.random.default_rng(seed)
     counts = draw.multinomial(num_images, np.full(num_images, 1 / num_images), size=resamples)
-    return np.ascontiguousarray(counts.T, dtype=np.int32)
+    return np.ascontiguousarray(counts.T, dtype=np.float32)
 
 
-def compare_scores(ours: Matches, baseline: Matches, counts: np.ndarray) -> list[Difference]:
+def resample_scores(matches: Matches, counts: np.ndarray) -> Scores:
+    """Every AP of one detector in percent: (1 + B,), of the test set as it is and resampled.
+
+    Args:
+        matches: of the detector.
+        counts: from ``draw_resamples``.
+    """
+    whole = np.concatenate([np.ones_like(counts[:, :1]), counts], axis=1)
+    return {name: 100 * values for name, values in score(matches, whole).items()}
+
+
+def compare_scores(ours: Scores, baseline: Scores) -> list[Difference]:
     """Every AP of two detectors with the interval of their difference.
 
     Args:
-        ours, baseline: on one test set.
-        counts: from ``draw_resamples``.
+        ours, baseline: from ``resample_scores`` with the same counts.
     """
-    one = [score(x) for x in (ours, baseline)]
-    many = [score(x, counts) for x in (ours, baseline)]
     found = []
-    for name in score_names(ours.classes):
-        now = [100 * float(x[name][0]) for x in one]
-        low, high = _interval(100 * (many[0][name] - many[1][name]))
-        found.append(Difference(name, now[0], now[1], low, high))
+    for name, values in ours.items():
+        others = baseline[name]
+        low, high = _interval(values[1:] - others[1:])
+        found.append(Difference(name, float(values[0]), float(others[0]), low, high))
     return found
 
 

@@ -15,7 +15,7 @@ from ...modeling.build import read_teacher_config
 from ...modeling.class_names import teacher_class_names
 from ...utils.errors import ConfigError, D2kdError
 from ..finding import Finding, warning
-from .bootstrap import SEED, compare_scores, draw_resamples
+from .bootstrap import SEED, compare_scores, draw_resamples, resample_scores
 from .box_agreement import compare_boxes
 from .detections import Detections, detect, read_detections
 from .evaluation_set import EvaluationSet, load_evaluation_sets
@@ -122,12 +122,13 @@ def _compare_on(
     matches = {who: match_detections(test_set, x.rows, limit) for who, x in found.items()}
     ours, baseline = matches["distilled"], matches["baseline"]
     counts = draw_resamples(ours.num_images, resamples)
+    scores = {who: resample_scores(x, counts) for who, x in matches.items()}
     report = SetReport(
         name=test_set.name,
         images=ours.num_images,
         objects=len(ours.objects.ids),
         sources={who: x.source for who, x in found.items()},
-        differences=compare_scores(ours, baseline, counts),
+        differences=compare_scores(scores["distilled"], scores["baseline"]),
     )
     if teacher is None:
         return report
@@ -135,7 +136,7 @@ def _compare_on(
     nearness = [compare_boxes(found[x].rows, theirs, least) for x in ("distilled", "baseline")]
     return dataclasses.replace(
         report,
-        teacher=compare_scores(matches["teacher"], baseline, counts),
+        teacher=compare_scores(scores["teacher"], scores["baseline"]),
         found=find_objects(matches["teacher"], ours, baseline),
         agreement=(nearness[0], nearness[1]),
     )

@@ -28,13 +28,13 @@ def score(matches: Matches, counts: np.ndarray | None = None) -> dict[str, np.nd
 
     Args:
         matches: of the detector.
-        counts: (I, B) how often each image counts; None counts each once (B = 1).
+        counts: (I, B) float32, how often each image counts; None counts each once (B = 1).
 
     Returns:
         name -> (B,) in 0..1, NaN where there is no object to find.
     """
     if counts is None:
-        counts = np.ones((matches.num_images, 1), dtype=np.int64)
+        counts = np.ones((matches.num_images, 1), dtype=np.float32)
     by_size = {
         size: np.stack([_by_iou(matches, k, size, counts) for k in range(len(matches.classes))])
         for size in SIZES
@@ -50,8 +50,9 @@ def score(matches: Matches, counts: np.ndarray | None = None) -> dict[str, np.nd
 def _by_iou(matches: Matches, index: int, size: str, counts: np.ndarray) -> np.ndarray:
     """(T, B) of one class."""
     cell = matches.cells[index, size]
+    wanted = cell.positives.astype(np.float32) @ counts
     return np.stack(
-        [average_precision(i, h, cell.positives, counts) for i, h in zip(cell.images, cell.hits)]
+        [average_precision(i, h, wanted, counts) for i, h in zip(cell.images, cell.hits)]
     )
 
 

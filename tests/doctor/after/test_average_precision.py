@@ -9,8 +9,11 @@ from d2kd.doctor.after.average_precision import average_precision
 
 
 def _ap(images, hits, positives, counts=None):
-    counts = np.ones((len(positives), 1), dtype=np.int32) if counts is None else np.array(counts)
-    return average_precision(np.array(images), np.array(hits, bool), np.array(positives), counts)
+    positives = np.array(positives, dtype=np.float32)
+    counts = np.ones((len(positives), 1)) if counts is None else counts
+    counts = np.array(counts, dtype=np.float32)
+    images, hits = np.array(images, dtype=int), np.array(hits, dtype=bool)
+    return average_precision(images, hits, positives @ counts, counts)
 
 
 def test_average_precision_is_that_of_hand():
@@ -28,8 +31,7 @@ def test_average_precision_reads_recalls_that_are_reached_exactly():
 def test_average_precision_without_objects_or_detections():
     assert np.isnan(_ap([0, 0], [0, 0], [0])[0])
     assert _ap([0, 0], [0, 0], [1]).tolist() == [0.0]
-    none = np.zeros(0, dtype=int)
-    assert average_precision(none, none > 0, np.array([2]), np.ones((1, 1), int)).tolist() == [0.0]
+    assert _ap([], [], [2]).tolist() == [0.0]
 
 
 def test_average_precision_of_a_resample_without_the_objects_is_nan():
@@ -41,6 +43,6 @@ def test_average_precision_does_not_depend_on_how_it_is_cut(monkeypatch):
     rng = np.random.default_rng(0)
     images, hits = rng.integers(0, 6, 80), rng.random(80) < 0.4
     counts = rng.multinomial(6, np.full(6, 1 / 6), size=13).T
-    whole = average_precision(images, hits, np.full(6, 9), counts)
+    whole = _ap(images, hits, np.full(6, 9), counts)
     monkeypatch.setattr(module, "_MOST_NUMBERS", 12)
-    assert np.array_equal(average_precision(images, hits, np.full(6, 9), counts), whole)
+    assert np.array_equal(_ap(images, hits, np.full(6, 9), counts), whole)
