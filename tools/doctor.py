@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Check a config, its data and its detectors; the same as ``python -m d2kd.doctor``."""
+"""Check a config before training, or compare two runs; the same as ``python -m d2kd.doctor``."""
 
 import sys
 

@@ -1,6 +1,8 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """COCO's metrics for any data set, under the category and image ids of the user's own file."""
 
+import contextlib
+import io
 import itertools
 import json
 import logging
@@ -14,12 +16,13 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
+from pycocotools.coco import COCO
 
 from ..data.datasets.coco import parse_json
 from ..utils.errors import ConfigError, DatasetError
 from .coco_evaluators import check_coco_evaluator, evaluate_results
 
-__all__ = ["AnnotatedTasksEvaluator", "build_coco_evaluator"]
+__all__ = ["AnnotatedTasksEvaluator", "build_coco_evaluator", "load_ground_truth"]
 
 # The number of keypoints that pycocotools has sigmas for.
 COCO_KEYPOINTS = 17
@@ -165,6 +168,24 @@ def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) ->
     if cfg.MODEL.KEYPOINT_ON and "keypoints" in evaluator.annotated_tasks:
         _check_keypoints(cfg, dataset_name, evaluator.num_keypoints)
     return evaluator
+
+
+def load_ground_truth(dataset_name: str, output_folder: str) -> COCO:
+    """The ground truth that COCO's metrics of a set are computed against.
+
+    Args:
+        dataset_name: a registered set.
+        output_folder: where converted annotations go.
+
+    Raises:
+        DatasetError: the set has no class names, or its file is not there.
+    """
+    _ensure_coco_json(dataset_name, output_folder)
+    path = PathManager.get_local_path(MetadataCatalog.get(dataset_name).json_file)
+    with contextlib.redirect_stdout(io.StringIO()):
+        api = COCO(path)
+    _avoid_id_0(api)
+    return api
 
 
 def _avoid_id_0(api: Any) -> None:

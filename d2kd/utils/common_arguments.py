@@ -14,20 +14,22 @@ def add_common_arguments(
     *,
     output_help: str,
     config_file: str | None = None,
+    required: bool = True,
     output: Path | None = None,
 ) -> None:
     """Add ``--config-file``, ``--output``, ``--traceback`` and the trailing ``KEY VALUE`` pairs.
 
     Args:
         output_help: what the command writes to ``--output``.
-        config_file: the default; without one the option is required.
+        config_file: the default.
+        required: the option must be given where there is no default.
         output: the default path.
     """
     parser.add_argument(
         "--config-file",
         metavar="FILE",
         default=config_file,
-        required=config_file is None,
+        required=required and config_file is None,
         help="a config as train_net.py takes it",
     )
     parser.add_argument("--output", type=Path, metavar="PATH", default=output, help=output_help)
