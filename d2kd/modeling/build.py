@@ -116,6 +116,11 @@ def build_teacher(
     fingerprint = {"weights": weights, "sha256": sha256(path)}
     model = build_detector(teacher_cfg, "the teacher's")
     check_backbone(model, "the teacher's")
+    if not (hasattr(model, "preprocess_image") or hasattr(model, "pixel_mean")):
+        raise PairMismatchError(
+            f"the teacher's {type(model).__name__} has neither a method preprocess_image(batch), as "
+            "GeneralizedRCNN, nor pixel_mean and pixel_std: its images cannot be prepared"
+        )
     loaded = load_weights_strict(model, weights, path, "teacher")
     cache = None
     if cached_by is not None:
