@@ -21,7 +21,14 @@ class _Wandb:
 
     def init(self, **kwargs):
         run = SimpleNamespace(id=kwargs["id"] or f"id{len(self.runs)}", given=kwargs, rows={})
-        run.log = lambda values, step: run.rows.setdefault(step, {}).update(values)
+        run.twice = []
+
+        def log(values, step):
+            row = run.rows.setdefault(step, {})
+            run.twice += set(row) & set(values)
+            row.update(values)
+
+        run.log = log
         run.finish = lambda: setattr(run, "finished", True)
         self.runs.append(run)
         return run
@@ -69,7 +76,7 @@ def test_both_get_every_metric_once_under_its_iteration(packages, tmp_path):
     rows = [json.loads(x) for x in (tmp_path / "mine/metrics.json").read_text().splitlines()]
     expected = {row.pop("iteration"): row for row in rows}
     assert sorted(expected)[:2] == [19, 39] and "total_loss" in expected[39]
-    assert run.rows == packages.mlflow.rows == expected
+    assert run.rows == packages.mlflow.rows == expected and run.twice == []
     assert run.given["name"] == "mine" and run.given["config"]["SOLVER"]["MAX_ITER"] == 41
     assert packages.mlflow.runs == [(None, "mine")]
     assert "MAX_ITER: 41" in packages.mlflow.texts["config.yaml"]
