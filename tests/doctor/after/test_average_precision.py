@@ -46,3 +46,10 @@ def test_average_precision_does_not_depend_on_how_it_is_cut(monkeypatch):
     whole = _ap(images, hits, np.full(6, 9), counts)
     monkeypatch.setattr(module, "_MOST_NUMBERS", 12)
     assert np.array_equal(_ap(images, hits, np.full(6, 9), counts), whole)
+
+
+def test_recalls_are_reached_where_cocoeval_finds_them():
+    """It searches the quotients; ceil(0.07 * 100) is 8, but 7 / 100 is not below 0.07."""
+    wanted = np.arange(1, 300)
+    expected = [np.searchsorted(np.arange(n + 1) / n, module.RECALLS) for n in wanted]
+    assert np.array_equal(module._needed(wanted), expected)

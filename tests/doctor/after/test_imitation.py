@@ -75,15 +75,15 @@ def test_a_student_that_is_its_teacher_is_at_no_distance(tmp_path, teacher_files
 
 
 def test_adapters_are_those_of_the_checkpoint(teachers, tmp_path):
+    """Not those that are drawn when the losses are built."""
     cfg = declare(detector_cfg(teachers, "RetinaNet", FRS), tmp_path / "data")
-    content = make_up(cfg, tmp_path / "a", seed=1)
+    make_up(cfg, tmp_path / "a", seed=1)
     make_up(cfg, tmp_path / "b", seed=1)
-    before = _measure(tmp_path / "a", tmp_path / "b")[0].losses
-    for tensor in content["distill_losses"].values():
-        tensor.mul_(3)
-    torch.save(content, tmp_path / "a" / "model_final.pth")
-    after = _measure(tmp_path / "a", tmp_path / "b")[0].losses
-    assert after["feature"] > before["feature"] and after["cls"] == before["cls"]
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(_measure(tmp_path / "a", tmp_path / "b")[0].losses)
+    assert found[0] == found[1]
 
 
 def test_a_baseline_of_another_network_is_left_out(tmp_path, teacher_files):
