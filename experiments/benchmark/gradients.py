@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="JSON file for the results")
     parser.add_argument("--steps", type=int, default=12)
     args = parser.parse_args()
-    keep_freed_memory()
+    keep_freed_memory("cpu")
     rows = []
     for name, config in CONFIGS.items():
         given = ["--config-file", config, "--random-weights", "--threads", "1"]
