@@ -96,13 +96,13 @@ class Pair:
         return union_of_requires(self.losses[name] for name in names)
 
 
-def read_config(path: str, opts: Sequence[str]) -> CfgNode:
+def read_config(path: str, opts: Sequence[str], modules: Sequence[str] = ()) -> CfgNode:
     """The config as train_net.py reads it, on the CPU if there is no GPU, which is printed.
 
     Raises:
         ConfigError: a key is unknown or out of range, or nothing is distilled.
     """
-    cfg = load_config(path, opts)
+    cfg = load_config(path, opts, modules)
     if not cfg.DISTILL.ENABLED:
         raise ConfigError(f"{path} trains without a teacher: set DISTILL.ENABLED to True")
     cfg.MODEL.DEVICE, changed = device_or_cpu(cfg.MODEL.DEVICE)

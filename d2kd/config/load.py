@@ -6,31 +6,32 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
 from ..utils.errors import ConfigError
 from ..utils.text import did_you_mean, first_line
-from .defaults import add_d2kd_config
 from .unset_keys import refuse_unset_keys
+from .user_modules import default_config, import_modules
 from .validation import check_config
 from .yaml_size import check_yaml_size
 
 __all__ = ["all_keys", "load_config", "merge_file", "merge_options"]
 
 
-def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
+def load_config(path: str, options: Sequence[str] = (), modules: Sequence[str] = ()) -> CfgNode:
     """The config of a training: a yaml over the defaults, options over it, all in range.
 
     Args:
         path: of the yaml.
         options: ``KEY VALUE ...`` of the command line.
+        modules: names after ``--import``; they are imported first.
 
     Raises:
-        ConfigError: as ``merge_file``, ``merge_options`` and ``check_config``.
+        ConfigError: as ``import_modules``, ``merge_file``, ``merge_options`` and ``check_config``.
     """
-    cfg = get_cfg()
-    add_d2kd_config(cfg)
+    import_modules(modules)
+    cfg = default_config()
     merge_file(cfg, path)
     merge_options(cfg, options)
     refuse_unset_keys(cfg, f"{path} or the command line" if options else path)

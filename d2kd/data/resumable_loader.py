@@ -3,7 +3,7 @@
 
 import inspect
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..utils.errors import ConfigError
 from ..utils.rng_state import kept_random_state
+from .map_cache.variants import check_variants
 from .mapper import build_mapper
 from .sample_stream import Mark, SampleStream, Start
 
@@ -158,23 +159,34 @@ def _data_loader(
     )
 
 
-def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+def build_train_loader(
+    cfg: CfgNode, mapper: Callable[[dict], dict | None] | None = None
+) -> Iterable[list[dict[str, Any]]]:
     """Detectron2's loader of a config: errors name the image, and it can be resumed exactly.
 
     A training set of its own that is an IterableDataset knows no position: it is left to
     Detectron2.
 
+    Args:
+        cfg: of the training.
+        mapper: of one's own, record -> sample, in the place of Detectron2's. It is resumed exactly
+            if it draws from the global random streams of Python, NumPy or PyTorch, and keeps
+            nothing from one call to the next.
+
     Raises:
-        ConfigError: there is no training set, or the processes cannot share a batch equally.
+        ConfigError: there is no training set, the processes cannot share a batch equally, or the
+            mapper makes more variants of an image than DISTILL.TEACHER.CACHE can keep.
     """
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty: set it to the sets to train on")
-    parts = build_detection_train_loader.from_config(cfg, mapper=build_mapper(cfg, True))
+    parts = build_detection_train_loader.from_config(cfg, mapper=build_mapper(cfg, True, mapper))
     dataset, sampler = parts["dataset"], parts["sampler"]
     if isinstance(dataset, IterableDataset) or sampler is None:
         return build_detection_train_loader(**parts)
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset, copy=False)
+    if mapper and cfg.DISTILL.ENABLED and cfg.DISTILL.TEACHER.CACHE:
+        check_variants(cfg, dataset, parts["mapper"])
     batch_size, rest = divmod(parts["total_batch_size"], comm.get_world_size())
     if rest:
         raise ConfigError(

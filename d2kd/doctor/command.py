@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..utils.command_line import exit_on_user_error
+from ..utils.command_line import add_import_option, exit_on_user_error
 from ..utils.common_arguments import add_common_arguments
 from .finding import Finding, Status, render
 from .run import diagnose
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.opts,
             batches=args.batches,
             images=args.images,
+            modules=args.modules,
             target=args.target_ratio,
             say=lambda finding: print(render(finding), flush=True),
         )
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse_args(arguments: Sequence[str] | None) -> Namespace:
     parser = ArgumentParser(description=__doc__, epilog="Exit status 1: a check found an error.")
     add_common_arguments(parser, output_help="JSON file for the findings; none by default")
+    add_import_option(parser)
     parser.add_argument(
         "--batches",
         type=int,

@@ -54,6 +54,7 @@ def diagnose(
     batches: int | None = None,
     images: int | None = None,
     target: float = 0.5,
+    modules: Sequence[str] = (),
     say: Say | None = None,
 ) -> list[Finding]:
     """Run every check; nothing is written.
@@ -66,13 +67,14 @@ def diagnose(
             as there is time for.
         target: ratio of a distillation loss to the detection losses for which a weight is
             suggested.
+        modules: names after ``--import``.
         say: called with each finding as soon as it is made.
 
     Returns:
         All findings, in the order in which they were made.
     """
     began, notes = time.perf_counter(), _Notes(say)
-    cfg, findings = read_config(config_file, options)
+    cfg, findings = read_config(config_file, options, modules)
     if not notes.add(*findings):
         return notes.findings
     seed_all_rng(max(cfg.SEED, 0))

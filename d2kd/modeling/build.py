@@ -3,16 +3,16 @@
 
 import os
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.model_zoo import get_checkpoint_url, get_config_file
 from torch import nn
 
 from ..checkpoint.weights import load_weights_strict, resolve_weights
-from ..config.defaults import add_d2kd_config
 from ..config.detectors import find_detector
 from ..config.load import merge_file
 from ..config.timm import forget_start
 from ..config.unset_keys import refuse_unset_keys
+from ..config.user_modules import default_config
 from ..model_zoo import find_config_file
 from ..utils.errors import ConfigError, PairMismatchError, WeightsError
 from ..utils.files import sha256
@@ -62,8 +62,7 @@ def read_teacher_config(cfg: CfgNode) -> CfgNode:
             "DISTILL.TEACHER.CONFIG_FILE is empty: set it to a model-zoo name "
             "('COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml') or to the path of a yaml file"
         )
-    teacher_cfg = get_cfg()
-    add_d2kd_config(teacher_cfg)
+    teacher_cfg = default_config()
     # A user's file may not run code; a file installed with Detectron2 may.
     named_by, own = "DISTILL.TEACHER.CONFIG_FILE", os.path.isfile(name)
     merge_file(teacher_cfg, name if own else _find_in_zoo(name), named_by, trusted=not own)
