@@ -63,7 +63,7 @@ def read_teacher_config(cfg: CfgNode) -> CfgNode:
             "('COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml') or to the path of a yaml file"
         )
     teacher_cfg = default_config()
-    # A user's file may not run code; a file installed with Detectron2 may.
+    # A user's file may not run code; a file of the model zoos may.
     named_by, own = "DISTILL.TEACHER.CONFIG_FILE", os.path.isfile(name)
     merge_file(teacher_cfg, name if own else _find_in_zoo(name), named_by, trusted=not own)
     refuse_unset_keys(teacher_cfg, f"{named_by} {name}")

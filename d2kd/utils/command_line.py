@@ -39,7 +39,7 @@ def add_import_option(parser: ArgumentParser) -> None:
         default=[],
         metavar="MODULE",
         help="a Python module of your own that registers parts or data sets, and may add keys by "
-        "its function add_config(cfg); repeatable",
+        "its function add_config; repeatable",
     )
 
 
