@@ -95,6 +95,7 @@ def diagnose(
         known = starting_names(loaded, inherited)
         notes.add(*model_checks.check_frozen(cfg, model, known))
     if isinstance(model, Distiller):
+        notes.add(*model_checks.check_square(cfg, model))
         notes.add(model_checks.check_adapters(cfg, model), check_classes_of_pair(cfg, model))
         if model.teacher.cache is not None:
             fine = notes.add(check_cache(cfg, model))
