@@ -115,8 +115,9 @@ class DistillStep:
         regions: (R, 4) the student's positive regions (proposals, anchors or points' boxes).
         labels: (R,) ground-truth class of each region, 0..K-1.
         region_gt_boxes: (R, 4) ground-truth box matched to each region.
-        activation: "softmax" or "sigmoid", of ``logits``.
-        box_coder: the student's box encoding and box loss, which the teacher shares.
+        activation: "softmax" or "sigmoid", of ``logits``; "" where no loss reads a region.
+        box_coder: the student's box encoding and box loss, in which the teacher's deltas are given;
+            None where no loss reads a region.
         anchors: level name -> LevelAnchors of a dense head; empty for two-stage detectors.
     """
 

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
 
+from ..modeling.paired_forward.box_coders import DeltaBoxCoder
 from ..modeling.paired_forward.rcnn import Regions
 from ..utils.malloc import keep_freed_memory
 from .networks import build_any_teacher, build_networks, build_stock, read_config
@@ -96,7 +98,9 @@ def _regions(batch: list[dict], rows: int, device: torch.device) -> Regions:
         times = -(-rows // max(len(truth), 1))
         boxes.append(Boxes(truth.gt_boxes.tensor.repeat(times, 1)[:rows]).to(device))
         labels.append(truth.gt_classes.repeat(times)[:rows].to(device))
-    return Regions(boxes, torch.cat(labels))
+    sizes = [tuple(x["image"].shape[-2:]) for x in batch]
+    coder = DeltaBoxCoder(Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)))
+    return Regions(boxes, torch.cat(labels), sizes, coder)
 
 
 def main() -> None:

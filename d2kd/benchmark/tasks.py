@@ -14,6 +14,8 @@ from ..config.detectors import get_detector
 from ..engine.trial_step import TrialStep
 from ..modeling import FrozenTeacher
 from ..modeling.paired_forward import dense, rcnn
+from ..modeling.paired_forward.box_coders import box_coder_of
+from ..modeling.paired_forward.box_heads import first_predictor, pooler_of
 from ..modeling.paired_forward.registry import RequiredOutputs
 from ..structures import DetectorOutputs, DistillStep
 from .networks import Pair
@@ -76,16 +78,20 @@ class Recorded:
 def record_batches(pair: Pair, batches: list[list[dict]]) -> list[Recorded]:
     """Run every batch once with all losses and keep what the losses were given."""
     model, seen, found = pair.distiller(list(pair.losses)), [], []
-    hook = None
-    if get_detector(pair.cfg).two_stage and pair.requires(list(pair.losses)) - {"features"}:
-        pooler = pair.optimized_teacher.model.roi_heads.box_pooler
+    hook = coder = None
+    on_regions = pair.requires(list(pair.losses)) & {"logits", "deltas"}
+    if get_detector(pair.cfg).two_stage and on_regions:
+        pooler = pooler_of(pair.optimized_teacher.model.roi_heads)
+        coder = box_coder_of(getattr(*first_predictor(pair.student.roi_heads)))
         hook = pooler.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
     for batch in batches:
         seen.clear()
         torch.manual_seed(0)
         with EventStorage():
             _, step = model.forward_pair(model.student, model.teacher, batch, model.required)
-        regions = rcnn.Regions(seen[0], step.labels) if seen else None
+        sizes = [tuple(x["image"].shape[-2:]) for x in batch]
+        # A cascade's later stages are called on what it made of them.
+        regions = rcnn.Regions(seen[0], step.labels, sizes, coder) if seen else None
         found.append(Recorded(_with_leaves(step), regions))
     if hook:
         hook.remove()

@@ -31,7 +31,7 @@ class PlainFacts:
 
 @dataclass(frozen=True)
 class Detector:
-    """One meta-architecture, as the checks and the paired forward need to know it.
+    """A meta-architecture and those that extend it, as checks and paired forward know them.
 
     Attributes:
         name: MODEL.META_ARCHITECTURE, which is the name of the detector's class.
@@ -46,7 +46,7 @@ class Detector:
         cross_head_keys: keys of the depth (first) and of the width of its dense head's branches,
             which must agree where the student's head features go through the teacher's layers.
             Empty: they cannot (DISTILL.CROSS_HEAD).
-        two_stage: it has proposals and ROI heads, which must be Detectron2's standard ones.
+        two_stage: it has proposals. What its parts give is looked at when a loss reads them.
         add_config: adds the config nodes that the detector brings along, with their defaults.
             ``add_d2kd_config`` calls it; student.yaml keeps these nodes for this detector.
         plain: what does not depend on a teacher; a detector of your own may leave it out.

@@ -18,9 +18,13 @@ To distil a detector of your own, write one row, and name the paired forward tha
 
 A detector that no existing paired forward can run brings its own function, registered with
 ``@PAIR_FORWARD_REGISTRY.register()`` (``d2kd.modeling.paired_forward.registry``).
+
+A class that extends one of the table's detectors has that detector's row. Any other registered
+meta-architecture is distilled by its backbone's features.
 """
 
 from detectron2.config import CfgNode
+from detectron2.modeling.meta_arch.build import META_ARCH_REGISTRY
 from torch import nn
 
 from ..utils.errors import ConfigError
@@ -59,9 +63,8 @@ _ROI = {"ROI_HEADS", "ROI_BOX_HEAD", "ROI_BOX_CASCADE_HEAD", "ROI_MASK_HEAD", "R
 
 DETECTORS: dict[str, Detector] = {}
 _BOXES = frozenset({"instances"})
-# Meta-architectures of Detectron2 that are trained without a teacher only.
-_PLAIN_ONLY = {
-    "ProposalNetwork": PlainFacts(_PROPOSALS, frozenset({"proposals"}), "never"),
+# Meta-architectures of Detectron2 that have no row of their own.
+_WITHOUT_ROW = {
     "SemanticSegmentor": PlainFacts(frozenset({"SEM_SEG_HEAD"}), frozenset({"sem_seg"}), "never"),
     "PanopticFPN": PlainFacts(
         _PROPOSALS | _ROI | {"SEM_SEG_HEAD", "PANOPTIC_FPN"},
@@ -88,58 +91,66 @@ def register_detector(row: Detector) -> None:
 
 
 def find_detector(cfg: CfgNode) -> Detector | None:
-    """The row of MODEL.META_ARCHITECTURE; None where plain training uses one without a row."""
-    return DETECTORS.get(cfg.MODEL.META_ARCHITECTURE)
+    """The row of MODEL.META_ARCHITECTURE, or of the nearest class that it extends; None if none."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name in DETECTORS or name not in META_ARCH_REGISTRY:
+        return DETECTORS.get(name)
+    return _row_of(META_ARCH_REGISTRY.get(name))
 
 
 def get_detector(cfg: CfgNode) -> Detector:
-    """The row of MODEL.META_ARCHITECTURE, which distillation needs.
+    """The row of MODEL.META_ARCHITECTURE as distillation needs it: of features alone by default.
 
     Raises:
-        ConfigError: there is none; the message says how to register one.
+        ConfigError: no meta-architecture of that name is registered.
     """
+    name = cfg.MODEL.META_ARCHITECTURE
     row = find_detector(cfg)
-    if row is None:
-        raise _no_row(cfg.MODEL.META_ARCHITECTURE)
-    return row
+    if row is None and name not in META_ARCH_REGISTRY:
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE {name!r} is not known: import the module that registers it, "
+            f"or set it to one of {sorted({*DETECTORS, *_WITHOUT_ROW})}."
+            f"{did_you_mean(name, DETECTORS)}"
+        )
+    return row or _features_only(name)
+
+
+def _row_of(detector: object) -> Detector | None:
+    """The row of a class, or of the nearest base class that has one."""
+    for base in getattr(detector, "__mro__", ()):
+        if base.__name__ in DETECTORS:
+            return DETECTORS[base.__name__]
+    return None
+
+
+def _features_only(name: str) -> Detector:
+    return Detector(name=name, forward_pair="forward_pair_features")
 
 
 def plain_facts(cfg: CfgNode) -> PlainFacts:
-    """The facts of MODEL.META_ARCHITECTURE; those of an unknown one assume nothing."""
-    row = find_detector(cfg)
-    return row.plain if row else _PLAIN_ONLY.get(cfg.MODEL.META_ARCHITECTURE, PlainFacts())
+    """The facts of MODEL.META_ARCHITECTURE; those of an unknown one assume nothing.
+
+    They are not inherited: a class that extends a detector may read and predict more.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    return DETECTORS[name].plain if name in DETECTORS else _WITHOUT_ROW.get(name, PlainFacts())
 
 
 def is_known_dense(cfg: CfgNode) -> bool:
     """Is it a dense detector whose keys are all known? It has neither proposals nor masks."""
-    row = find_detector(cfg)
+    row = DETECTORS.get(cfg.MODEL.META_ARCHITECTURE)
     return row is not None and not row.two_stage and row.plain.own_groups is not None
 
 
 def all_own_groups() -> frozenset[str]:
     """Every node under MODEL that only some of the known meta-architectures read."""
-    facts = [*(row.plain for row in DETECTORS.values()), *_PLAIN_ONLY.values()]
+    facts = [*(row.plain for row in DETECTORS.values()), *_WITHOUT_ROW.values()]
     return frozenset().union(*(x.own_groups or () for x in facts))
 
 
 def detector_of(model: nn.Module) -> Detector:
-    """The row of a built detector, by its class or the nearest base class that has one.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    for base in type(model).__mro__:
-        if base.__name__ in DETECTORS:
-            return DETECTORS[base.__name__]
-    raise _no_row(type(model).__name__)
-
-
-def _no_row(name: str) -> ConfigError:
-    return ConfigError(
-        f"MODEL.META_ARCHITECTURE {name!r} cannot be distilled: set it to one of "
-        f"{sorted(DETECTORS)}, or register it with d2kd.config.detectors.register_detector."
-        f"{did_you_mean(name, DETECTORS)}"
-    )
+    """The row of a built detector, by its class; of features alone by default."""
+    return _row_of(type(model)) or _features_only(type(model).__name__)
 
 
 register_detector(
@@ -149,10 +160,20 @@ register_detector(
         outputs=DENSE_OUTPUTS - {"dense_deltas"},
         num_classes_key="MODEL.ROI_HEADS.NUM_CLASSES",
         dense_levels_key="MODEL.RPN.IN_FEATURES",
-        box_keys=("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",),
         anchor_keys=_ANCHOR_KEYS,
         two_stage=True,
         plain=PlainFacts(_PROPOSALS | _ROI, _BOXES),
+    )
+)
+register_detector(
+    Detector(
+        name="ProposalNetwork",
+        forward_pair="forward_pair_rcnn",
+        outputs=frozenset({"dense_logits"}),
+        dense_levels_key="MODEL.RPN.IN_FEATURES",
+        anchor_keys=_ANCHOR_KEYS,
+        two_stage=True,
+        plain=PlainFacts(_PROPOSALS, frozenset({"proposals"}), "never"),
     )
 )
 register_detector(

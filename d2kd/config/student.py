@@ -79,9 +79,11 @@ def _is_kept(key: str, cfg: CfgNode) -> bool:
     if key == "MODEL.TIMM":
         return is_timm(cfg)
     row = find_detector(cfg)
-    if row is not None:
+    if row is not None and (
+        row.name == cfg.MODEL.META_ARCHITECTURE or key in _added_by(row.add_config)
+    ):
         return key in _added_by(row.add_config)
-    # A detector without a row may read what another one's row adds: kept where it was set.
+    # A detector of one's own may read what another one's row adds: kept where it was set.
     owners = [row for row in DETECTORS.values() if key in _added_by(row.add_config)]
     node, name = _parent(cfg, key)
     default, _ = _parent(_d2kd_config(), key)

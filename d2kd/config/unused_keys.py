@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from detectron2.config import CfgNode, get_cfg
 
 from .defaults import add_d2kd_config, get_value
-from .detectors import all_own_groups, find_detector, is_known_dense, plain_facts
+from .detectors import all_own_groups, is_known_dense, plain_facts
 from .spelling import same_value
 
 __all__ = ["describe_unused_keys", "ineffective_keys", "warn_of_unused_keys"]
@@ -41,9 +41,8 @@ def _augmentation_problems(cfg: CfgNode) -> Iterator[str]:
     if not cfg.TEST.AUG.ENABLED:
         return
     name = cfg.MODEL.META_ARCHITECTURE
-    row = find_detector(cfg)
     # A detector of one's own is looked at when it is built.
-    if not (row and row.two_stage) and plain_facts(cfg).own_groups is not None:
+    if name != "GeneralizedRCNN" and plain_facts(cfg).own_groups is not None:
         yield (
             "  TEST.AUG.ENABLED is True: set it to False, Detectron2 augments tests of "
             f"MODEL.META_ARCHITECTURE GeneralizedRCNN alone, not of {name}"
@@ -65,12 +64,7 @@ def _proposal_problems(cfg: CfgNode) -> Iterator[str]:
                 f"  DATASETS.PROPOSAL_FILES_{split} is {files!r}: set MODEL.LOAD_PROPOSALS to "
                 "True, without which the files are not read, or leave the key out"
             )
-    if loaded and cfg.DISTILL.ENABLED:
-        yield (
-            "  MODEL.LOAD_PROPOSALS is True: set it to False, student and teacher share the "
-            "proposals of the student's RPN"
-        )
-    elif loaded and (generator in ("RPN", "RRPN") or is_known_dense(cfg)):
+    if loaded and (generator in ("RPN", "RRPN") or is_known_dense(cfg)):
         yield (
             "  MODEL.LOAD_PROPOSALS is True, but a detector of MODEL.META_ARCHITECTURE "
             f"{cfg.MODEL.META_ARCHITECTURE} and MODEL.PROPOSAL_GENERATOR.NAME {generator!r} does "

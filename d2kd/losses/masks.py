@@ -40,19 +40,22 @@ student and teacher are compared. Fill it with :func:`register_mask`.
 
 
 def register_mask(
-    *, requires: frozenset[str] = frozenset(), min_total: float = 1.0
+    *, requires: frozenset[str] = frozenset(), min_total: float = 1.0, of_boxes: bool = False
 ) -> Callable[[Callable], Callable]:
     """Registers a mask under its function's name.
 
     Args:
         requires: fields of the teacher's outputs that the mask reads, e.g. {"dense_logits"}.
         min_total: smallest normaliser of :func:`d2kd.losses.masked_means`, in cells.
+        of_boxes: it is 0 outside of ground-truth boxes, so that a detector that is trained without
+            boxes would learn nothing.
     """
 
     # Any: mypy knows no functions with attributes.
     def register(mask: Any) -> Callable:
         mask.requires = frozenset(requires)
         mask.min_total = min_total
+        mask.of_boxes = of_boxes
         MASK_REGISTRY.register(mask)
         return mask
 
@@ -65,7 +68,7 @@ def uniform(inputs: MaskInput) -> Tensor:
     return torch.ones(inputs.size, device=inputs.boxes.device)
 
 
-@register_mask()
+@register_mask(of_boxes=True)
 def gaussian(inputs: MaskInput, *, sigma2: float = 2.0, levels: str = "all") -> Tensor:
     """A 2-D Gaussian in every ground-truth box, 1 at its centre, 0 outside of all boxes.
 

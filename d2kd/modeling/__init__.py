@@ -4,7 +4,7 @@
 from . import backbone  # noqa: F401  registers timm's networks
 from .distiller import LOSS_PREFIX, Distiller, split_losses
 from .meta_arch import fcos, gfl  # noqa: F401  registers meta-architectures
-from .paired_forward import dense, rcnn  # noqa: F401  registers the paired forwards
+from .paired_forward import dense, features, rcnn  # noqa: F401  registers the paired forwards
 from .paired_forward.registry import PAIR_FORWARD_REGISTRY
 from .roi_heads import SharedProposalROIHeads
 from .teacher import FrozenTeacher

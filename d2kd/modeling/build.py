@@ -8,7 +8,6 @@ from detectron2.model_zoo import get_checkpoint_url, get_config_file
 from torch import nn
 
 from ..checkpoint.weights import load_weights_strict, resolve_weights
-from ..config.detectors import find_detector
 from ..config.load import merge_file
 from ..config.timm import forget_start
 from ..config.unset_keys import refuse_unset_keys
@@ -16,7 +15,7 @@ from ..config.user_modules import default_config
 from ..model_zoo import find_config_file
 from ..utils.errors import ConfigError, PairMismatchError, WeightsError
 from ..utils.files import sha256
-from .compatibility import check_two_stage
+from .compatibility import check_backbone
 from .lazy_teacher import build_lazy_model, is_lazy, lazy_weights, read_lazy_config
 from .parts import build_detector, check_parts
 from .teacher import FrozenTeacher
@@ -32,28 +31,15 @@ __all__ = [
 
 
 def build_student(cfg: CfgNode) -> nn.Module:
-    """The student of ``cfg.MODEL``; a two-stage one has ROI heads that return their predictions.
-
-    Its parameters, their names and their initial values are those of the stock model.
+    """The student of ``cfg.MODEL``, as plain Detectron2 builds it.
 
     Raises:
         ConfigError: its parts have unknown names or do not fit each other.
-        PairMismatchError: its proposals cannot be shared with a teacher.
+        PairMismatchError: it has no backbone.
     """
-    check_parts(cfg)
-    row = find_detector(cfg)
-    if row is None or not row.two_stage:
-        return build_detector(cfg)
-    check_two_stage(cfg, "the student's")
-    if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
-        raise PairMismatchError(
-            "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES moves the proposals that student and teacher "
-            "share: set it to False"
-        )
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.ROI_HEADS.NAME = "SharedProposalROIHeads"
-    return build_detector(cfg)
+    student = build_detector(cfg)
+    check_backbone(student, "the student's")
+    return student
 
 
 def read_teacher_config(cfg: CfgNode) -> CfgNode:
@@ -137,7 +123,8 @@ def build_teacher(
     Raises:
         WeightsError: the weights are not there, or a weight of the teacher is missing in the file
             or has another shape.
-        PairMismatchError: the teacher's INPUT.FORMAT cannot be made from the student's.
+        PairMismatchError: the teacher's INPUT.FORMAT cannot be made from the student's, or it has
+            no backbone.
     """
     formats = {student_format, teacher_cfg.INPUT.FORMAT}
     if len(formats) > 1 and formats != {"RGB", "BGR"}:
@@ -150,6 +137,12 @@ def build_teacher(
     # Of the very file that is read next: it may be replaced while the student trains.
     fingerprint = {"weights": weights, "sha256": sha256(path)}
     model = build_teacher_model(teacher_cfg)
+    check_backbone(model, "the teacher's")
+    if not (hasattr(model, "preprocess_image") or hasattr(model, "pixel_mean")):
+        raise PairMismatchError(
+            f"the teacher's {type(model).__name__} has neither a method preprocess_image(batch), "
+            "as GeneralizedRCNN, nor pixel_mean and pixel_std: its images cannot be prepared"
+        )
     loaded = load_weights_strict(model, weights, path, "teacher")
     cache = None
     if cached_by is not None:

@@ -11,6 +11,7 @@ from ..losses.classification import ClassificationLoss
 from ..losses.feature import FeatureLoss
 from ..losses.regression import RegressionLoss
 from .compatibility import check_dense_levels, check_levels, check_pair
+from .head_checks import check_heads
 
 __all__ = ["build_distill_losses", "union_of_requires"]
 
@@ -87,7 +88,9 @@ def build_distill_losses(
     """
     names = cfg.DISTILL.LOSSES
     losses = nn.ModuleDict({name: _BUILDERS[name](cfg, student, teacher) for name in names})
-    check_pair(cfg, teacher_cfg, union_of_requires(losses.values()))
+    requires = union_of_requires(losses.values())
+    check_pair(cfg, teacher_cfg, requires)
+    check_heads(student, teacher, requires, union=cfg.DISTILL.PROPOSALS == "union")
     return losses.to(cfg.MODEL.DEVICE)
 
 

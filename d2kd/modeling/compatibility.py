@@ -7,15 +7,16 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..config import get_value
-from ..config.detectors import Detector, get_detector
+from ..config.detectors import Detector, get_detector, plain_facts
 from ..config.spelling import same_value
+from ..losses.masks import MASK_REGISTRY
 from ..utils.errors import ConfigError, PairMismatchError
 from .square_padding import square_size
 
-__all__ = ["check_dense_levels", "check_levels", "check_pair", "check_two_stage"]
+__all__ = ["WITHOUT", "check_backbone", "check_dense_levels", "check_levels", "check_pair"]
 
-# What to set where a detector's heads do not give an output that the losses require.
-_WITHOUT = {
+# What to set where a detector does not give an output that the losses require.
+WITHOUT = {
     "dense_logits": "DISTILL.FEATURE.MASK and DISTILL.CLS.WHERE to masks that do not read them",
     "logits": "DISTILL.LOSSES to a list without 'cls'",
     "deltas": "DISTILL.LOSSES to a list without 'reg'",
@@ -24,11 +25,6 @@ _WITHOUT = {
     "dense_box_bins": "DISTILL.REG.DISTANCE to 'giou'",
 }
 _BOXES = frozenset({"deltas", "box_bins", "dense_deltas", "dense_box_bins"})
-_ROLE = {
-    "the student's": "a student (DISTILL.ENABLED False trains it without a teacher)",
-    "the teacher's": "the teacher of these losses (DISTILL.LOSSES ['feature'] reads its backbone "
-    "alone)",
-}
 
 
 def _check_keys(cfg: CfgNode, teacher_cfg: CfgNode, keys: Iterable[str], why: str) -> None:
@@ -53,29 +49,57 @@ def check_pair(cfg: CfgNode, teacher_cfg: CfgNode, requires: frozenset[str]) -> 
         PairMismatchError: names the key, both values, and what to set it to.
     """
     row, heads = get_detector(cfg), requires - {"features"}
-    union = cfg.DISTILL.PROPOSALS == "union"
+    name, union = cfg.MODEL.META_ARCHITECTURE, cfg.DISTILL.PROPOSALS == "union"
     if union and not row.two_stage:
-        raise ConfigError(f"{row.name} has no proposals: set DISTILL.PROPOSALS to 'student'")
+        raise ConfigError(f"{name} has no proposals: set DISTILL.PROPOSALS to 'student'")
     if (
         row.two_stage
         and "cls" in cfg.DISTILL.LOSSES
         and cfg.DISTILL.CLS.DISTANCE == "quality_focal"
     ):
         raise ConfigError(
-            f"{row.name} scores classes by a softmax: set DISTILL.CLS.DISTANCE to 'cross_entropy'"
+            f"{name} scores classes by a softmax: set DISTILL.CLS.DISTANCE to 'cross_entropy'"
         )
-    for lacking in sorted(heads - row.outputs):
-        raise ConfigError(f"{row.name} has no {lacking}: set {_WITHOUT[lacking]}")
+    _check_outputs(name, heads - row.outputs, ConfigError)
+    _check_boxes(cfg)
     _check_cross_head(cfg, teacher_cfg, row)
-    if not heads and not union:
-        return
-    why = "the enabled losses compare their heads"
-    _check_keys(cfg, teacher_cfg, ["MODEL.META_ARCHITECTURE"], why)
-    if row.two_stage:
-        check_two_stage(teacher_cfg, "the teacher's")
-    _check_keys(cfg, teacher_cfg, _keys_that_must_agree(row, heads), why)
+    if heads or union:
+        _check_family(cfg, teacher_cfg, row, heads)
+        why = "the enabled losses compare their heads"
+        _check_keys(cfg, teacher_cfg, _keys_that_must_agree(row, heads), why)
     if heads & ({"logits"} | _BOXES):
         _check_keys(cfg, teacher_cfg, row.box_keys, "they must mean the same box")
+
+
+def _check_outputs(whose: str, lacking: Iterable[str], kind: type[Exception]) -> None:
+    problems = [f"{whose} has no {name}: set {WITHOUT[name]}" for name in sorted(lacking)]
+    if problems:
+        raise kind("; ".join(problems))
+
+
+def _check_boxes(cfg: CfgNode) -> None:
+    """A mask of boxes is 0 everywhere where a detector is trained without boxes."""
+    name, mask = cfg.MODEL.META_ARCHITECTURE, cfg.DISTILL.FEATURE.MASK
+    without_boxes = plain_facts(cfg).predicts == {"sem_seg"}
+    if without_boxes and "feature" in cfg.DISTILL.LOSSES and MASK_REGISTRY.get(mask).of_boxes:
+        raise ConfigError(
+            f"{name} is trained without boxes, which the mask {mask!r} reads: set "
+            "DISTILL.FEATURE.MASK to 'uniform'"
+        )
+
+
+def _check_family(cfg: CfgNode, teacher_cfg: CfgNode, row: Detector, heads: frozenset[str]) -> None:
+    """Both have heads of one kind: proposals and their box heads, or one dense head."""
+    theirs, key = get_detector(teacher_cfg), "MODEL.META_ARCHITECTURE"
+    if theirs.name != row.name and not (theirs.two_stage and row.two_stage):
+        ours, other = get_value(cfg, key), get_value(teacher_cfg, key)
+        raise PairMismatchError(
+            f"{key} is {ours} for the student and {other} for the teacher, but the enabled losses "
+            f"compare their heads: set DISTILL.LOSSES to ['feature'], with a DISTILL.FEATURE.MASK "
+            "that reads no head, or choose another DISTILL.TEACHER.CONFIG_FILE"
+        )
+    whose = f"the teacher's {teacher_cfg.MODEL.META_ARCHITECTURE}"
+    _check_outputs(whose, heads - theirs.outputs, PairMismatchError)
 
 
 def _check_cross_head(cfg: CfgNode, teacher_cfg: CfgNode, row: Detector) -> None:
@@ -107,30 +131,17 @@ def _keys_that_must_agree(row: Detector, heads: frozenset[str]) -> list[str]:
     return [key for key in keys if key]
 
 
-def check_two_stage(cfg: CfgNode, whose: str) -> None:
-    """The parts of a GeneralizedRCNN whose heads are read must be the standard ones.
-
-    Args:
-        cfg: with MODEL.*.
-        whose: "the student's" or "the teacher's", for the message.
+def check_backbone(model: nn.Module, whose: str) -> None:
+    """Every loss compares what a part called ``backbone`` gives, or heads that read it.
 
     Raises:
-        PairMismatchError: names the key, and the value that distillation can use.
+        PairMismatchError: the detector has none.
     """
-    standard = {
-        "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
-        "MODEL.PROPOSAL_GENERATOR.NAME": "RPN",
-        # Not in Detectron2 0.6. Its logits are not a softmax's.
-        "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
-    }
-    for key, value in standard.items():
-        found = get_value(cfg, key)
-        if found is not None and found != value:
-            # No advice to set the key: that would be another detector than the one that is meant.
-            raise PairMismatchError(
-                f"{whose} {key} is {found!r}: the regions and outputs that both detectors share "
-                f"are those of {value!r} alone, so this detector cannot be {_ROLE[whose]}"
-            )
+    if not hasattr(getattr(model, "backbone", None), "output_shape"):
+        raise PairMismatchError(
+            f"{whose} {type(model).__name__} has no Backbone as its attribute 'backbone', whose "
+            "features are compared: this detector cannot be distilled"
+        )
 
 
 def check_dense_levels(cfg: CfgNode, levels: Iterable[str]) -> None:

@@ -44,8 +44,10 @@ def write_facts(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def _input_facts(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    yield "MODEL.PIXEL_MEAN", [_rounded(x) for x in model.pixel_mean.flatten().tolist()]
-    yield "MODEL.PIXEL_STD", [_rounded(x) for x in model.pixel_std.flatten().tolist()]
+    for name in ("pixel_mean", "pixel_std"):
+        if isinstance(getattr(model, name, None), Tensor):
+            values = getattr(model, name).flatten().tolist()
+            yield f"MODEL.{name.upper()}", [_rounded(x) for x in values]
     if getattr(model, "input_format", None):
         yield "INPUT.FORMAT", model.input_format
 

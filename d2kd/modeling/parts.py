@@ -126,7 +126,7 @@ def _lacking_levels(cfg: CfgNode) -> str:
     """Which levels a head reads that the backbone does not give; "" if that is not the fault."""
     row = find_detector(cfg)
     keys = [row.dense_levels_key if row else None, "MODEL.ROI_HEADS.IN_FEATURES"]
-    if row is None or not row.two_stage:
+    if row is None or not row.two_stage or "logits" not in row.outputs:
         keys.pop()
     try:
         given = list(build_backbone(cfg).output_shape())

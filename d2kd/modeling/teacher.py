@@ -95,6 +95,8 @@ class FrozenTeacher(nn.Module):
         self._reuses_student_inputs = (
             not self.swap_channels
             and padding[0] == padding[1]
+            # A detector of one's own may normalise images in its own way.
+            and all(hasattr(x, "pixel_mean") for x in (ours, theirs))
             # A model on the meta device, as of a dry run, has no statistics to compare.
             and not ours.pixel_mean.is_meta
             and torch.equal(ours.pixel_mean, theirs.pixel_mean)

@@ -3,7 +3,6 @@
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 
 from d2kd.engine import DistillTrainer
 from d2kd.modeling import Distiller
@@ -67,14 +66,20 @@ def test_parts_that_do_not_fit(teacher_files, opts, words):
         Distiller(distill_cfg(teacher_files, *opts))
 
 
-@pytest.mark.parametrize("name", ["ProposalNetwork", "SemanticSegmentor"])
-def test_teachers_without_boxes_teach_features(tmp_path, name):
+@pytest.mark.parametrize(
+    "name, refusal",
+    [
+        ("ProposalNetwork", "the teacher's ProposalNetwork has no deltas: .*no logits: set"),
+        ("SemanticSegmentor", "META_ARCHITECTURE is GeneralizedRCNN .*LOSSES to .'feature'."),
+    ],
+)
+def test_teachers_without_boxes_teach_features(tmp_path, name, refusal):
     opts = ["MODEL.META_ARCHITECTURE", name, "MODEL.SEM_SEG_HEAD.IN_FEATURES", LEVELS[:4]]
     files = write_teacher(tmp_path, *opts, "INPUT.FORMAT", "RGB")
     cfg = distill_cfg(files, "DISTILL.LOSSES", ["feature"])
     losses = run(build_distiller(cfg), make_batch())
     assert torch.isfinite(losses["loss_distill_feature"])
-    with pytest.raises(PairMismatchError, match="META_ARCHITECTURE"):
+    with pytest.raises(PairMismatchError, match=refusal):
         Distiller(distill_cfg(files))
 
 
@@ -88,19 +93,3 @@ def test_a_teacher_without_preprocessing_sees_the_images_as_it_would_itself(tmp_
     with torch.no_grad():
         model.teacher.model([{"image": x["image"]} for x in batch])
     assert torch.equal(*seen)
-
-
-@pytest.mark.parametrize("heads", ["CascadeROIHeads", "Res5ROIHeads"])
-def test_refused_heads_are_given_no_advice_that_makes_another_detector(tmp_path, heads):
-    cascade = ["MODEL.ROI_HEADS.NAME", heads, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True]
-    files = write_teacher(tmp_path / "plain")
-    with pytest.raises(PairMismatchError, match=f"student's.*NAME is '{heads}'.*alone") as caught:
-        Distiller(distill_cfg(files, *cascade))
-    assert "set it to" not in str(caught.value) and "set MODEL" not in str(caught.value)
-    if heads == "CascadeROIHeads":
-        # What the messages say of a way out.
-        build_model(plain_cfg(*cascade))
-        files = write_teacher(tmp_path / "cascade", *cascade)
-        with pytest.raises(PairMismatchError, match="DISTILL.LOSSES .'feature'."):
-            Distiller(distill_cfg(files))
-        Distiller(distill_cfg(files, "DISTILL.LOSSES", ["feature"]))

@@ -39,9 +39,10 @@ def test_keys_that_would_silently_do_something_else_are_refused(opts, text):
         check_config(plain_cfg(*opts))
 
 
-def test_proposals_of_a_file_are_not_shared_with_a_teacher():
-    with pytest.raises(ConfigError, match="LOAD_PROPOSALS is True: set it to False, student and"):
-        check_config(distill_cfg(("a", "b"), *LOAD, *PRECOMPUTED))
+def test_proposals_of_a_file_are_read_under_a_teacher_as_without():
+    check_config(distill_cfg(("a", "b"), *LOAD, *PRECOMPUTED))
+    with pytest.raises(ConfigError, match="set the latter to 'PrecomputedProposals'"):
+        check_config(distill_cfg(("a", "b"), *LOAD))
 
 
 @pytest.mark.parametrize(

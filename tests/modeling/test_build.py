@@ -6,7 +6,8 @@ import logging
 
 import pytest
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from torch import nn
 
 from d2kd.checkpoint.weights import resolve_weights
 from d2kd.modeling.build import build_student, build_teacher, read_teacher_config
@@ -36,17 +37,20 @@ def test_student_is_the_stock_model_with_the_same_initial_weights():
     assert all(torch.equal(a, b) for a, b in zip(*(m.values() for m in models)))
 
 
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True),
-        ("MODEL.ROI_HEADS.NAME", "CascadeROIHeads"),
-        ("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"),
-    ],
-)
-def test_students_whose_regions_cannot_be_shared_are_refused(key, value):
-    with pytest.raises(PairMismatchError, match=f"{key}.*(cannot be a student|set it to)"):
-        build_student(plain_cfg(key, value))
+def test_a_detector_without_a_backbone_is_refused(teacher_files, tmp_path, monkeypatch):
+    class Whole(nn.Module):
+        def __init__(self, cfg):
+            super().__init__()
+
+    monkeypatch.setattr(META_ARCH_REGISTRY, "_obj_map", dict(META_ARCH_REGISTRY))
+    META_ARCH_REGISTRY.register(Whole)
+    monkeypatch.setattr("d2kd.modeling.parts.build_model", Whole)
+    opts = ["MODEL.META_ARCHITECTURE", "Whole"]
+    with pytest.raises(PairMismatchError, match="the student's Whole has no Backbone as its"):
+        build_student(plain_cfg(*opts))
+    (tmp_path / "whole.yaml").write_text(plain_cfg(*opts).dump())
+    with pytest.raises(PairMismatchError, match="the teacher's Whole has no Backbone as its"):
+        _build((tmp_path / "whole.yaml", teacher_files[1]))
 
 
 def test_complete_teacher_and_its_printed_report(teacher_files, caplog):

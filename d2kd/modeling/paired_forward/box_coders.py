@@ -60,6 +60,25 @@ class DeltaBoxCoder:
         """
         return self.box2box_transform.apply_deltas(full_precision(deltas), full_precision(regions))
 
+    def encode(self, boxes: Tensor, regions: Tensor) -> Tensor:
+        """Turn boxes into the deltas that ``decode`` turns back.
+
+        Args:
+            boxes: (R, 4), xyxy in pixels of the padded image.
+            regions: (R, 4), likewise, with an area.
+
+        Returns:
+            (R, 4) deltas, float32 or more precise; of a box without an area, those of one of a
+            thousandth of a pixel.
+        """
+        boxes = _with_area(full_precision(boxes))
+        return self.box2box_transform.get_deltas(full_precision(regions), boxes)
+
+    def encodes_like(self, box2box_transform: Any) -> bool:
+        """Whether deltas of that transform mean the same boxes as this coder's."""
+        ours = self.box2box_transform
+        return type(ours) is type(box2box_transform) and vars(ours) == vars(box2box_transform)
+
     def loss(self, deltas: Tensor, target_deltas: Tensor, regions: Tensor) -> Tensor:
         """Compare two sets of deltas by the detector's own box loss.
 

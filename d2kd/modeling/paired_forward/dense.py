@@ -19,22 +19,22 @@ Shape shorthand in this file:
     R: regions = the student's positives of all images together
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
-from detectron2.structures import Boxes
-from torch import Tensor
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.structures import Boxes, ImageList
+from torch import Tensor, nn
 
 from ...structures import DetectorOutputs, DistillStep, LevelAnchors
+from ..meta_arch.gfl.gfl import GFL
 from ..teacher import FrozenTeacher
 from .box_coders import box_coder_of
-from .cross_head import (
-    cross_predictions,
-    run_student_head,
-)
+from .cross_head import HeldFeatures, cross_predictions, run_student_head
 from .dense_teacher import run_teacher, teacher_outputs, teacher_parts
-from .ground_truth import cat_ground_truth
+from .features import describe_batch
 from .positives import (
     LevelPositives,
     box_outputs,
@@ -43,10 +43,13 @@ from .positives import (
     gather,
     rows_of_all_levels,
 )
+from .recorders import BackboneRecorder, Recorder, in_place_of
 from .registry import PAIR_FORWARD_REGISTRY, RequiredOutputs
 from .visualization import is_visualized
 
 __all__ = ["forward_pair_dense", "teacher_outputs", "teacher_parts"]
+
+_STOCK_TRAINING = (RetinaNet.forward_training, FCOS.forward_training, GFL.forward_training)
 
 
 @PAIR_FORWARD_REGISTRY.register()
@@ -64,11 +67,57 @@ def forward_pair_dense(
     Returns:
         dict of the student's own losses, bit-equal to its training forward; DistillStep.
     """
+    run = _run_student if _has_stock_forward(student) else _run_own_forward
+    ours = run(student, batch, required.cross_head)
+    predictions, anchors = ours.predictions, ours.anchors
+    labels = torch.stack(ours.gt_labels)
+    positives = find_positives(student, ours.maps, anchors, labels)
+    rows = rows_of_all_levels(positives)
+    theirs = run_teacher(teacher, batch, ours.images, positives, required)
+    compared = cross_predictions(teacher, ours.held, theirs, predictions, required.cross_head)
+    step = DistillStep(
+        student=_student_outputs(student, ours.features, compared, positives, required),
+        teacher=theirs,
+        **describe_batch(student, batch, ours.images.tensor),
+        regions=Boxes.cat(anchors).tensor[rows[1]],
+        labels=labels[rows],
+        # Boxes in Detectron2 0.6's FCOS, tensors everywhere else.
+        region_gt_boxes=torch.stack([getattr(x, "tensor", x) for x in ours.gt_boxes])[rows],
+        activation="sigmoid",
+        box_coder=box_coder_of(student),
+        anchors=_level_anchors(student, anchors, labels),
+    )
+    return ours.losses, step
+
+
+class _StudentRun(NamedTuple):
+    """One training forward of the student, and what the losses read of it."""
+
+    losses: dict[str, Tensor]
+    images: ImageList
+    features: dict[str, Tensor]
+    maps: list[Tensor]
+    predictions: tuple[list[Tensor], ...]
+    held: HeldFeatures
+    anchors: list[Boxes]
+    gt_labels: list[Tensor]
+    gt_boxes: list[Any]
+
+
+def _has_stock_forward(student: DenseDetector) -> bool:
+    """Does its forward do what ``_run_student`` does, in the same order?"""
+    return type(student).forward is DenseDetector.forward and (
+        type(student).forward_training in _STOCK_TRAINING
+    )
+
+
+def _run_student(student: DenseDetector, batch: list[dict], cross_head: int) -> _StudentRun:
+    """The stock forward in its own parts, which gives the anchors' labels without a second run."""
     images = student.preprocess_image(batch)
     gt_instances = [x["instances"].to(student.device) for x in batch]
     features = student.backbone(images.tensor)
     maps = [features[name] for name in student.head_in_features]
-    predictions, held = run_student_head(student.head, maps, required.cross_head)
+    predictions, held = run_student_head(student.head, maps, cross_head)
     anchors = student.anchor_generator(maps)
     gt_labels, gt_boxes = student.label_anchors(anchors, gt_instances)
     losses = _detection_losses(student, anchors, predictions, gt_labels, gt_boxes)
@@ -76,29 +125,39 @@ def forward_pair_dense(
         with torch.no_grad():
             found = student.forward_inference(images, maps, predictions)
         student.visualize_training(batch, found)
-
-    labels = torch.stack(gt_labels)
-    positives = find_positives(student, maps, anchors, labels)
-    rows = rows_of_all_levels(positives)
-    all_gt_boxes, gt_image = cat_ground_truth(gt_instances)
-    theirs = run_teacher(teacher, batch, images, positives, required)
-    compared = cross_predictions(teacher, held, theirs, predictions, required.cross_head)
-    step = DistillStep(
-        student=_student_outputs(student, features, compared, positives, required),
-        teacher=theirs,
-        num_images=len(batch),
-        strides={name: spec.stride for name, spec in student.backbone.output_shape().items()},
-        gt_boxes=all_gt_boxes,
-        gt_image=gt_image,
-        regions=Boxes.cat(anchors).tensor[rows[1]],
-        labels=labels[rows],
-        # Boxes in Detectron2 0.6's FCOS, tensors everywhere else.
-        region_gt_boxes=torch.stack([getattr(x, "tensor", x) for x in gt_boxes])[rows],
-        activation="sigmoid",
-        box_coder=box_coder_of(student),
-        anchors=_level_anchors(student, anchors, labels),
+    return _StudentRun(
+        *(losses, images, features, maps, predictions, held, anchors, gt_labels, gt_boxes)
     )
-    return losses, step
+
+
+def _run_own_forward(student: DenseDetector, batch: list[dict], cross_head: int) -> _StudentRun:
+    """A forward of the class's own, whatever it adds; the anchors are labelled again."""
+    backbone = BackboneRecorder(student.backbone)
+    head = _HeadRecorder(student.head, cross_head)
+    with in_place_of(student, "backbone", backbone), in_place_of(student, "head", head):
+        losses = student(batch)
+    maps = head.inputs[0]
+    anchors = student.anchor_generator(maps)
+    gt_instances = [x["instances"].to(student.device) for x in batch]
+    gt_labels, gt_boxes = student.label_anchors(anchors, gt_instances)
+    return _StudentRun(
+        *(losses, backbone.images(batch), backbone.features(), maps, head.output, head.held),
+        *(anchors, gt_labels, gt_boxes),
+    )
+
+
+class _HeadRecorder(Recorder):
+    """Stands in for a dense head, and holds its features before the last convolutions."""
+
+    def __init__(self, part: nn.Module, cross_head: int):
+        super().__init__(part)
+        self.cross_head = cross_head
+        self.held = HeldFeatures([], [])
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], ...]:
+        self.inputs = (features,)
+        self.output, self.held = run_student_head(self.part, features, self.cross_head)
+        return self.output
 
 
 def _level_anchors(

@@ -49,8 +49,8 @@ def get_paired_forward(cfg: CfgNode) -> PairForward:
     """The function that runs the student of ``cfg.MODEL`` and its teacher.
 
     Raises:
-        ConfigError: the detector has no row in the detector table, or its row names a function
-            that is not registered.
+        ConfigError: the detector is not registered, or its row in the detector table names a
+            function that is not.
     """
     row = get_detector(cfg)
     if row.forward_pair not in PAIR_FORWARD_REGISTRY:
