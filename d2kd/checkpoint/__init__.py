@@ -3,6 +3,7 @@
 
 from .atomic_write import remove_unfinished
 from .build import build_checkpointer, build_run_state
+from .fingerprint import fingerprint_tensors
 from .init_from_teacher import init_from_teacher
 from .resume_hooks import add_resume_hooks, evaluate_step_before
 from .start import check_start, describe_frozen_random, describe_other_classes, starting_names
@@ -16,6 +17,7 @@ __all__ = [
     "describe_frozen_random",
     "describe_other_classes",
     "evaluate_step_before",
+    "fingerprint_tensors",
     "init_from_teacher",
     "remove_unfinished",
     "starting_names",

@@ -20,7 +20,7 @@ from .map_cache.variants import check_variants
 from .mapper import build_mapper
 from .sample_stream import Mark, SampleStream, Start
 
-__all__ = ["ResumableLoader", "build_train_loader"]
+__all__ = ["ResumableLoader", "build_train_loader", "make_resumable"]
 
 # What Detectron2's samplers draw when they are built.
 _DRAWN = ("_seed", "_seed_subset", "_indexes_subset")
@@ -183,22 +183,49 @@ def build_train_loader(
     dataset, sampler = parts["dataset"], parts["sampler"]
     if isinstance(dataset, IterableDataset) or sampler is None:
         return build_detection_train_loader(**parts)
-    if isinstance(dataset, list):
-        dataset = DatasetFromList(dataset, copy=False)
     if mapper and cfg.DISTILL.ENABLED and cfg.DISTILL.TEACHER.CACHE:
         check_variants(cfg, dataset, parts["mapper"])
-    batch_size, rest = divmod(parts["total_batch_size"], comm.get_world_size())
+    return make_resumable(
+        dataset,
+        parts["mapper"],
+        sampler,
+        total_batch_size=parts["total_batch_size"],
+        grouped=parts["aspect_ratio_grouping"],
+        num_workers=parts["num_workers"],
+    )
+
+
+def make_resumable(
+    dataset: Any,
+    mapper: Callable[[dict], dict | None],
+    sampler: Iterable[int],
+    *,
+    total_batch_size: int,
+    grouped: bool,
+    num_workers: int,
+) -> ResumableLoader:
+    """Detectron2's loader of these parts, which can be resumed.
+
+    Args:
+        dataset: list or map-style data set of records.
+        mapper: record -> sample.
+        sampler: endless.
+        total_batch_size: images of all processes together.
+        grouped: whether wide and high images come in separate batches.
+        num_workers: data workers of this process.
+
+    Raises:
+        ConfigError: the processes cannot share a batch equally.
+    """
+    if isinstance(dataset, list):
+        dataset = DatasetFromList(dataset, copy=False)
+    batch_size, rest = divmod(total_batch_size, comm.get_world_size())
     if rest:
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {parts['total_batch_size']}: set it to a multiple of the "
+            f"SOLVER.IMS_PER_BATCH is {total_batch_size}: set it to a multiple of the "
             f"{comm.get_world_size()} processes"
         )
     # Data workers of Detectron2's main take a batch in turn, those of 0.6 an image.
     chunked = "shard_chunk_size" in inspect.signature(ToIterableDataset).parameters
-    stream = SampleStream(dataset, parts["mapper"], sampler, batch_size if chunked else 1)
-    return ResumableLoader(
-        stream,
-        batch_size=batch_size,
-        num_workers=parts["num_workers"],
-        grouped=parts["aspect_ratio_grouping"],
-    )
+    stream = SampleStream(dataset, mapper, sampler, batch_size if chunked else 1)
+    return ResumableLoader(stream, batch_size=batch_size, num_workers=num_workers, grouped=grouped)

@@ -14,7 +14,13 @@ from ..modeling import split_losses
 from ..structures import DistillStep, LossTerms
 from .loss_schedule import build_schedule
 
-__all__ = ["DistillLossHook", "LossRatioHook", "build_distill_hooks", "unwrap"]
+__all__ = [
+    "DistillLossHook",
+    "LossRatioHook",
+    "build_composed_hooks",
+    "build_distill_hooks",
+    "unwrap",
+]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -106,3 +112,17 @@ def build_distill_hooks(cfg: CfgNode) -> list[HookBase]:
     schedule = build_schedule(cfg)
     names = list(cfg.DISTILL.LOSSES)
     return [*(DistillLossHook(name, schedule) for name in names), LossRatioHook(names)]
+
+
+def build_composed_hooks(model: nn.Module, period: int = 20) -> list[HookBase]:
+    """The hooks of a model from ``Distiller.compose``, for ``register_hooks`` of any trainer.
+
+    They come before the hook that writes the metrics.
+
+    Args:
+        model: possibly wrapped in DistributedDataParallel.
+        period: iterations between two calls of the metrics' writers.
+    """
+    schedules = unwrap(model).schedules
+    hooks = [DistillLossHook(name, schedule) for name, schedule in schedules.items()]
+    return [*hooks, LossRatioHook(list(schedules), period)]

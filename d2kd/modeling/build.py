@@ -3,6 +3,7 @@
 
 import os
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.model_zoo import get_checkpoint_url, get_config_file
 from torch import nn
@@ -26,6 +27,7 @@ __all__ = [
     "build_teacher",
     "build_teacher_model",
     "check_parts",
+    "load_teacher",
     "read_teacher_config",
 ]
 
@@ -157,3 +159,38 @@ def build_teacher(
         classes=loaded.classes,
         cache=cache,
     )
+
+
+def load_teacher(
+    config_file: str,
+    weights: str = "",
+    *,
+    device: str = "cpu",
+    input_format: str = "BGR",
+    layout: str = "auto",
+    compiled: bool = False,
+    precision: str = "student",
+) -> FrozenTeacher:
+    """A teacher by the name of its config, for ``Distiller.compose``.
+
+    Args:
+        config_file, weights: as DISTILL.TEACHER.CONFIG_FILE and WEIGHTS.
+        device: the student's.
+        input_format: order of channels of the batches.
+        layout, compiled, precision: of ``FrozenTeacher``.
+
+    Raises:
+        ConfigError, WeightsError, PairMismatchError: as ``read_teacher_config`` and
+            ``build_teacher``.
+    """
+    cfg = default_config()
+    cfg.DISTILL.TEACHER.CONFIG_FILE, cfg.DISTILL.TEACHER.WEIGHTS = config_file, weights
+    cfg.MODEL.DEVICE = device
+    with torch.random.fork_rng(devices=[]):
+        return build_teacher(
+            read_teacher_config(cfg),
+            input_format,
+            layout=layout,
+            compiled=compiled,
+            precision=precision,
+        )

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from ..config import get_value
-from ..config.detectors import detector_of
+from ..config.detectors import DETECTORS, detector_of
+from ..utils.errors import ConfigError
 
 __all__ = ["write_facts"]
 
@@ -26,11 +28,22 @@ def write_facts(cfg: CfgNode, model: nn.Module) -> None:
     Args:
         cfg: with the defaults of every key; changed in place. Keys that this detector does not have
             keep theirs.
-        model: a detector of the detector table; its classes, levels, anchors, box encoding, pixel
+        model: a detector; its classes, levels, anchors, box encoding, pixel
             statistics and input format are written.
+
+    Raises:
+        ConfigError: its class is not registered, nor one that it extends.
     """
-    row = detector_of(model)
-    cfg.MODEL.META_ARCHITECTURE = type(model).__name__
+    row, name = detector_of(model), type(model).__name__
+    if name not in META_ARCH_REGISTRY and name not in DETECTORS:
+        # A class that extends a detector of the table is checked as that one.
+        name = row.name
+    if name not in META_ARCH_REGISTRY and name not in DETECTORS:
+        raise ConfigError(
+            f"the detector {name} is not registered: put @META_ARCH_REGISTRY.register() (of "
+            "detectron2.modeling) before its class"
+        )
+    cfg.MODEL.META_ARCHITECTURE = name
     for key, value in [*_input_facts(model), *_head_facts(model, cfg)]:
         _set(cfg, key, value)
     head = getattr(model, "head", None)
