@@ -70,6 +70,11 @@ def merge_file(
         raise ConfigError(
             f"{named_by} {path} is not there (seen from {os.getcwd()}): set it to a yaml file"
         )
+    if path.endswith(".py"):
+        raise ConfigError(
+            f"{named_by} {path} is Python code, a LazyConfig: train it by "
+            "tools/lazyconfig_train_net.py, which also checks it before the first step"
+        )
     try:
         # From here on for yaml's loader, which has one rule for a file and its bases.
         trusted = check_yaml_size(path, trusted)

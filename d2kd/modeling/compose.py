@@ -116,8 +116,9 @@ def compose_teacher(student: nn.Module, teacher: nn.Module) -> FrozenTeacher:
     """The teacher, frozen; its channels are swapped if both tell their ``input_format``.
 
     Raises:
-        PairMismatchError: it has no backbone, or its images cannot be made of the student's.
+        PairMismatchError: either has no backbone, or its images cannot be made of the student's.
     """
+    check_backbone(student, "the student's")
     if isinstance(teacher, FrozenTeacher):
         return teacher
     check_backbone(teacher, "the teacher's")
@@ -223,7 +224,6 @@ def check_composed(
     Raises:
         ConfigError, PairMismatchError: as ``check_pair``, ``check_heads`` and ``check_levels``.
     """
-    check_backbone(student, "the student's")
     teacher_cfg = default_config()
     write_facts(teacher_cfg, teacher.model)
     requires: frozenset[str] = frozenset().union(*(loss.requires for loss in losses.values()))
