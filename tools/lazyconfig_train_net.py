@@ -27,7 +27,7 @@ from d2kd.config.user_modules import import_modules
 from d2kd.engine import LazyTrainer
 from d2kd.engine.distributed.launch import add_launch_options, launch
 from d2kd.engine.interrupt import interruptible
-from d2kd.engine.lazy_keys import find_value, lazy_keys
+from d2kd.engine.lazy_keys import has_key, lazy_keys
 from d2kd.engine.lazy_trainer import evaluate_lazy
 from d2kd.modeling.lazy_teacher import load_lazy
 from d2kd.utils.command_line import add_import_option, exit_on_user_error
@@ -41,9 +41,8 @@ def load(args) -> Any:
         raise ConfigError(f"--config-file {args.config_file} is not there: set it to a .py file")
     lazy = load_lazy(args.config_file, "--config-file")
     # Detectron2 would add a misspelt key, which nothing reads.
-    unknown = [
-        x for x in args.opts if x[0] not in "+~" and find_value(lazy, x.split("=")[0]) is None
-    ]
+    given = {word: word.split("=")[0] for word in args.opts if not word.startswith(("+", "~"))}
+    unknown = [word for word, key in given.items() if not has_key(lazy, key)]
     if unknown:
         raise ConfigError(
             f"the command line: {args.config_file} has no {', '.join(unknown)}: correct the key, "

@@ -7,12 +7,12 @@ from pydoc import locate
 from typing import Any
 
 from detectron2.config import CfgNode
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..config.user_modules import default_config
 from ..utils.errors import ConfigError
 
-__all__ = ["find_value", "lazy_keys"]
+__all__ = ["has_key", "lazy_keys"]
 
 _NEEDED = [
     *["model", "dataloader.train", "optimizer", "lr_multiplier"],
@@ -49,7 +49,7 @@ def lazy_keys(lazy: Any) -> CfgNode:
     Raises:
         ConfigError: it lacks a part; lists all that it lacks.
     """
-    lacking = [name for name in _NEEDED if find_value(lazy, name) is None]
+    lacking = [name for name in _NEEDED if _get(lazy, name) is None]
     if "distill" in lazy:
         lacking += [f"distill.{x}" for x in ("teacher", "losses") if not lazy.distill.get(x)]
     if lacking:
@@ -59,13 +59,11 @@ def lazy_keys(lazy: Any) -> CfgNode:
         )
     cfg = default_config()
     for key, dotted in _KEYS.items():
-        value = find_value(lazy, dotted)
+        value = _get(lazy, dotted)
         if value is not None:
             _set(cfg, key, value)
     for split in ("train", "test"):
-        cfg.DATASETS[split.upper()] = _set_names(
-            find_value(lazy, f"dataloader.{split}.dataset.names")
-        )
+        cfg.DATASETS[split.upper()] = _set_names(_get(lazy, f"dataloader.{split}.dataset.names"))
     # Hooks ask whether there is anything to evaluate.
     if "evaluator" not in lazy.dataloader:
         cfg.DATASETS.TEST = ()
@@ -80,11 +78,17 @@ def lazy_keys(lazy: Any) -> CfgNode:
     return cfg
 
 
-def find_value(lazy: Any, dotted: str) -> Any:
+def _get(lazy: Any, dotted: str) -> Any:
     """A value of a LazyConfig by its dotted key; None where it is not there."""
     for name in dotted.split("."):
         lazy = lazy.get(name) if hasattr(lazy, "get") else None
     return lazy
+
+
+def has_key(lazy: Any, dotted: str) -> bool:
+    """Whether a LazyConfig has a dotted key, whatever its value."""
+    absent = object()
+    return OmegaConf.select(lazy, dotted, default=absent) is not absent
 
 
 def _set(cfg: CfgNode, key: str, value: Any) -> None:

@@ -18,7 +18,7 @@ from detectron2.utils.env import seed_all_rng
 from d2kd.data.lazy_loader import build_lazy_train_loader
 from d2kd.data.resumable_loader import ResumableLoader
 from d2kd.engine import LazyTrainer
-from d2kd.engine.lazy_keys import lazy_keys
+from d2kd.engine.lazy_keys import has_key, lazy_keys
 from d2kd.utils.errors import ConfigError, PairMismatchError, ResumeError
 from tests.common.helpers import TRAIN_SET
 from tests.common.lazy_files import write_toy
@@ -163,3 +163,10 @@ def test_detectron2_s_loader_is_made_resumable_and_others_stay(train_set, tmp_pa
 
 def _own_loader(dataset, mapper, total_batch_size, num_workers):
     return TRAIN_SET, total_batch_size
+
+
+def test_a_key_counts_as_there_whatever_its_value(train_set, tmp_path):
+    lazy = LazyConfig.load(str(write_run(tmp_path / "student.py", train_set)))
+    lazy.train.note = None
+    found = [has_key(lazy, x) for x in ("train.note", "train.amp.enabled", "train.nothing", "x.y")]
+    assert found == [True, True, False, False]
