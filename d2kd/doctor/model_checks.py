@@ -22,6 +22,7 @@ from ..checkpoint.weights import (
 )
 from ..modeling import Distiller
 from ..modeling.build import build_teacher, read_teacher_config
+from ..modeling.head_checks import why_unreadable
 from ..modeling.lazy_teacher import is_lazy
 from ..modeling.parts import build_detector
 from ..modeling.square_padding import square_size
@@ -35,11 +36,22 @@ __all__ = [
     "check_inherit",
     "check_pixels",
     "check_square",
+    "check_readable",
     "load_start",
 ]
 
 # Detectron2's default means, in the two orders of channels.
 IMAGENET = {"BGR": [103.530, 116.280, 123.675], "RGB": [123.675, 116.280, 103.530]}
+
+# Output of the teacher -> which losses read it.
+READABLE = {
+    "features": "features ('feature')",
+    "logits": "class scores of positives ('cls')",
+    "deltas": "boxes of positives ('reg')",
+    "dense_logits": "scores at all locations (masks)",
+    "dense_deltas": "boxes at all locations (REG.WHERE)",
+    "box_bins": "box distributions ('distribution_kl')",
+}
 
 
 def build(cfg: CfgNode) -> tuple[nn.Module | None, list[Finding]]:
@@ -88,6 +100,16 @@ def _describe_pair(model: Distiller) -> Finding:
         parts.append("the heads' " + ", ".join(heads))
     text = f"{', '.join(losses)} compare {'; '.join(parts)}: they agree in both detectors"
     return ok("pair", text)
+
+
+def check_readable(cfg: CfgNode, model: Distiller) -> Finding:
+    """Say what losses could read of this teacher, beside what the enabled ones do."""
+    networks = (cfg, read_teacher_config(cfg), model.student, model.teacher.model)
+    reasons = {what: why_unreadable(*networks, output) for output, what in READABLE.items()}
+    can = [what for what, reason in reasons.items() if not reason]
+    text = f"losses can read {', '.join(can) or 'nothing'}"
+    cannot = [f"{what} ({reason})" for what, reason in reasons.items() if reason]
+    return ok("readable", "; not ".join([text, *cannot]))
 
 
 def check_pixels(cfg: CfgNode) -> list[Finding]:

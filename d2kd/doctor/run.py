@@ -86,6 +86,8 @@ def diagnose(
     notes.add(*findings)
     if model is None:
         return notes.findings
+    if isinstance(model, Distiller):
+        notes.add(model_checks.check_readable(cfg, model))
     started, loaded, start = model_checks.load_start(cfg, model)
     notes.add(*model_checks.check_pixels(cfg), start)
     inherited, inherit = model_checks.check_inherit(cfg, model)

@@ -142,8 +142,8 @@ def build_teacher(
     check_backbone(model, "the teacher's")
     if not (hasattr(model, "preprocess_image") or hasattr(model, "pixel_mean")):
         raise PairMismatchError(
-            f"the teacher's {type(model).__name__} has neither a method preprocess_image(batch), "
-            "as GeneralizedRCNN, nor pixel_mean and pixel_std: its images cannot be prepared"
+            f"the teacher's {type(model).__name__} has neither preprocess_image(batch), as "
+            "GeneralizedRCNN, nor pixel_mean and pixel_std: its images cannot be prepared"
         )
     loaded = load_weights_strict(model, weights, path, "teacher")
     cache = None

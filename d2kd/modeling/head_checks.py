@@ -1,19 +1,21 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Whether the parts that losses read can be read, of detectors with proposals, by their classes."""
 
+import re
 from collections.abc import Iterator
 
+from detectron2.config import CfgNode
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.proposal_generator.rrpn import RRPN
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from torch import nn
 
 from ..config.detectors import detector_of
-from ..utils.errors import PairMismatchError
-from .compatibility import WITHOUT
+from ..utils.errors import D2kdError, PairMismatchError
+from .compatibility import WITHOUT, check_levels, check_pair
 from .paired_forward.box_heads import can_predict
 
-__all__ = ["check_heads"]
+__all__ = ["check_heads", "why_unreadable"]
 
 _ON_REGIONS = frozenset({"logits", "deltas"})
 
@@ -47,6 +49,26 @@ def check_heads(
         if requires & _ON_REGIONS:
             for reason in _unreadable(model.roi_heads, requires, runs=model is teacher):
                 raise PairMismatchError(f"{whose} {type(model.roi_heads).__name__} {reason}")
+
+
+def why_unreadable(
+    cfg: CfgNode, teacher_cfg: CfgNode, student: nn.Module, teacher: nn.Module, output: str
+) -> str:
+    """Why losses of this pair cannot read an output of the teacher, without advice; "" if they can.
+
+    Args:
+        cfg, teacher_cfg: the student's and the teacher's full configs.
+        output: a field of ``DetectorOutputs``.
+    """
+    try:
+        check_pair(cfg, teacher_cfg, frozenset({output}))
+        check_heads(student, teacher, frozenset({output}), union=False)
+        if output == "features":
+            levels = cfg.DISTILL.FEATURE.LEVELS or list(student.backbone.output_shape())
+            check_levels(levels, student, teacher)
+    except D2kdError as problem:
+        return re.split(r": (?=set |register |choose )", str(problem))[0]
+    return ""
 
 
 def _describe_rpn(whose: str, part: nn.Module | None, advice: str) -> str:

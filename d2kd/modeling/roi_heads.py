@@ -20,7 +20,8 @@ class SharedProposalROIHeads(StandardROIHeads):
 
     The same parameters, the same state_dict and, bit for bit, the same losses. In training the
     returned proposals carry ``pred_logits`` (R, K + 1) and ``pred_deltas`` (R, 4 or 4 * K), both
-    attached to the graph.
+    attached to the graph. d2kd reads the predictions of any ROI heads by itself; extend these where
+    other parts of yours want them beside the proposals.
     """
 
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:

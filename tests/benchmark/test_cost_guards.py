@@ -50,10 +50,10 @@ def _expected_syncs(detector, preset):
     """Operations at which the host learns a count from the device.
 
     It learns how many positives there are, in each image or on each level, and Detectron2's pooler
-    how many of the teacher's regions fall on each level.
+    how many of the teacher's regions fall on each level. Of a two-stage detector, if that is read.
     """
     if detector == "faster_rcnn":
-        return Counter(nonzero=IMAGES + LEVELS * RCNN[preset][2])
+        return Counter(nonzero=(IMAGES + LEVELS) * RCNN[preset][2])
     # fvcore's GIoU, FCOS's own box loss, looks at its boxes and picks those that overlap.
     giou = {"_local_scalar_dense": 2, "index": 5, "index_put_": 1, "index_put": 4}
     return Counter(nonzero=LEVELS) + Counter(giou if (detector, preset) == ("fcos", "TAR") else {})

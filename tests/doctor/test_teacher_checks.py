@@ -7,7 +7,9 @@ from detectron2.structures import Boxes, Instances
 
 from d2kd.doctor import Status, teacher_checks
 from d2kd.doctor.teacher_checks import Agreement
+from tests.common.architectures import ARCHITECTURES
 from tests.common.examine import examine
+from tests.common.helpers import write_teacher
 
 
 def _detections(boxes, classes, scores):
@@ -68,3 +70,25 @@ def test_a_teacher_that_fails_is_an_error_of_its_own(setup, monkeypatch):
     monkeypatch.setattr(teacher_checks, "compare", compare)
     found = examine(setup[0])["teacher's boxes"]
     assert found.status is Status.ERROR and "KeyError: 'proposals'" in found.text
+
+
+@pytest.mark.parametrize(
+    "name, can, reason",
+    [
+        ("standard", ["feature", "cls", "reg", "masks"], "GeneralizedRCNN has no dense_deltas"),
+        ("cascade", ["feature", "cls", "reg", "masks"], "GeneralizedRCNN has no box_bins"),
+        ("rpn", ["feature", "masks"], "the teacher's ProposalNetwork has no logits"),
+        ("fast", ["feature", "cls", "reg"], "proposals come from the data, not from an RPN"),
+        ("semantic", ["feature"], "META_ARCHITECTURE is GeneralizedRCNN for the student and Sem"),
+    ],
+)
+def test_it_says_what_losses_can_read_of_any_teacher(setup, tmp_path, name, can, reason):
+    yaml, weights = write_teacher(tmp_path / name, *ARCHITECTURES[name])
+    opts = ["DISTILL.TEACHER.CONFIG_FILE", str(yaml), "DISTILL.TEACHER.WEIGHTS", str(weights)]
+    found = examine(setup[0], *opts, "DISTILL.LOSSES", "['feature']")["readable"]
+    assert found.status is Status.OK
+    read, _, unread = found.text.partition("; not ")
+    assert [
+        x for x in ("feature", "cls", "reg", "masks") if f"{x}')" in read or f"{x})" in read
+    ] == can
+    assert reason in unread and "set " not in found.text

@@ -182,7 +182,7 @@ def test_boxes_by_a_method_of_ones_own_are_read_of_a_student_and_registered_for_
 
 def test_a_teacher_that_cannot_prepare_images_is_refused(tmp_path):
     files = write_teacher(tmp_path, "MODEL.META_ARCHITECTURE", "Alone")
-    with pytest.raises(PairMismatchError, match="Alone has neither a method preprocess_image"):
+    with pytest.raises(PairMismatchError, match="Alone has neither preprocess_image"):
         build_distiller(distill_cfg(files, *FEATURES))
 
 

@@ -65,3 +65,16 @@ def test_every_loss_reaches_the_student_and_no_teacher(teachers, name):
         reached = [k for k, p in distiller.student.named_parameters() if p.grad is not None]
         assert any(k.startswith("backbone.") for k in reached), loss_name
     assert not any(p.grad is not None for p in distiller.teacher.parameters())
+
+
+@pytest.mark.parametrize("teacher", ["rpn", "cascade"])
+def test_an_rpn_alone_learns_the_objectness_of_any_rpn(teachers, teacher):
+    richness = ["DISTILL.FEATURE.MASK", "richness", "DISTILL.CLS.WHERE", "richness"]
+    opts = ["DISTILL.LOSSES", ["feature", "cls"], *richness]
+    distiller = _distiller(teachers, "rpn", *opts, teacher=teacher)
+    expected = run(_stock("rpn", distiller.student), whole_batch())
+    losses, distilled = split_losses(run(distiller, whole_batch()))
+    assert all(torch.equal(losses[k], expected[k]) for k in expected)
+    assert list(distilled) == ["feature", "cls"] and all(x > 0 for x in distilled.values())
+    distilled["cls"].backward()
+    assert distiller.student.proposal_generator.rpn_head.conv.weight.grad.any()
