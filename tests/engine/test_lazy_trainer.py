@@ -19,7 +19,7 @@ from d2kd.data.lazy_loader import build_lazy_train_loader
 from d2kd.data.resumable_loader import ResumableLoader
 from d2kd.engine import LazyTrainer
 from d2kd.engine.lazy_keys import has_key, lazy_keys
-from d2kd.utils.errors import ConfigError, PairMismatchError, ResumeError
+from d2kd.utils.errors import ConfigError, PairMismatchError, ResumeError, WeightsError
 from tests.common.helpers import TRAIN_SET
 from tests.common.lazy_files import write_toy
 from tests.common.lazy_runs import write_run
@@ -170,3 +170,21 @@ def test_a_key_counts_as_there_whatever_its_value(train_set, tmp_path):
     lazy.train.note = None
     found = [has_key(lazy, x) for x in ("train.note", "train.amp.enabled", "train.nothing", "x.y")]
     assert found == [True, True, False, False]
+
+
+def test_it_starts_from_init_checkpoint_and_takes_any_teacher(trained, train_set, tmp_path):
+    start = trained[0] / "out" / "model_final.pth"
+    path = write_run(tmp_path / "student.py", train_set, "unused")
+    path.write_text(path.read_text() + "distill['teacher'] = model.copy()\n")
+    lazy = LazyConfig.load(str(path))
+    lazy.train.init_checkpoint = str(start)
+    trainer = LazyTrainer(lazy)
+    trainer.resume_or_load(resume=False)
+    saved = torch.load(start, weights_only=True)["model"]
+    assert all(torch.equal(x, saved[n]) for n, x in trainer.model.student.state_dict().items())
+    # Its file is not known: its tensors are its fingerprint.
+    assert not trainer.model.teacher.fingerprint
+    assert trainer.checkpointer.checkpointables["teacher"].weights == "RetinaNet"
+    lazy.train.init_checkpoint = str(tmp_path / "nowhere.pth")
+    with pytest.raises(WeightsError, match="nowhere.pth is not there"):
+        LazyTrainer(lazy).resume_or_load(resume=False)
