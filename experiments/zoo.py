@@ -12,8 +12,8 @@ import argparse
 import copy
 import json
 import tempfile
+import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -70,14 +70,14 @@ YES = "yes"
 
 INTRODUCTION = """# Detectron2's model zoo under d2kd
 
-Which configs of Detectron2's model zoo can teach, and which can be taught. `python -m
-experiments.zoo docs/zoo.md` writes this page from real training steps on a CPU. Every config is
-built as Detectron2 installs it, with random weights, and takes one step on images of 96 x 112
-pixels, with 16 proposals of each. As a teacher it teaches a thin student of its kind of backbone
-(FPN, C4, DC5, or RetinaNet's FPN). As a student it learns from a thin teacher of that kind. "Yes"
-means that the student's own losses were equal, bit for bit, to those of plain Detectron2 on the
-same batch, that each distillation loss was above 0, and that every gradient was finite. "All
-losses" are `feature`, `cls` and `reg`. A number refers to the reasons below the table.
+Which configs of Detectron2's model zoo can teach, and which can be taught.
+`python -m experiments.zoo docs/zoo.md` writes this page from real training steps on a CPU. Every
+config is built as Detectron2 installs it, with random weights, and takes one step on images of 96 x
+112 pixels, with 16 proposals of each. As a teacher it teaches a thin student of its kind of
+backbone (FPN, C4, DC5, or RetinaNet's FPN). As a student it learns from a thin teacher of that
+kind. "Yes" means that the student's own losses were equal, bit for bit, to those of plain
+Detectron2 on the same batch, that each distillation loss was above 0, and that every gradient was
+finite. "All losses" are `feature`, `cls` and `reg`. A number refers to the reasons below the table.
 
 """
 
@@ -218,12 +218,12 @@ def document(results: dict[str, dict[str, str]]) -> str:
         lines.append(f"| {name.removesuffix('.yaml')} | " + " | ".join(cells) + " |")
     counts = [f"{sum(r[key] == YES for r in results.values())} of {len(results)}" for key in ROLES]
     lines.append("| **yes** | " + " | ".join(counts) + " |")
-    why = [f"{i}. {text}" for i, text in enumerate(reasons, start=1)]
+    why = [_item(f"{i}. {text}") for i, text in enumerate(reasons, start=1)]
     return INTRODUCTION + "\n".join([*lines, "", "## Reasons", "", *why, ""])
 
 
-def missing(names: list[str], results: dict) -> Iterator[str]:
-    yield from (name for name in names if name not in results)
+def _item(text: str) -> str:
+    return textwrap.fill(text, 100, subsequent_indent="   ", break_on_hyphens=False)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
     args.results.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         zoo = Zoo(Path(folder))
-        for name in missing(names, results):
+        for name in (x for x in names if x not in results):
             start = time.perf_counter()
             results[name] = zoo.try_config(name)
             args.results.write_text(json.dumps(results, indent=1) + "\n")

@@ -177,18 +177,19 @@ def check_levels(levels: Iterable[str], student: nn.Module, teacher: nn.Module) 
         "student": student.backbone.output_shape(),
         "teacher": teacher.backbone.output_shape(),
     }
+    ours, theirs = shapes.values()
+    common = sorted(x for x in ours if x in theirs and ours[x].stride == theirs[x].stride)
+    advice = f"DISTILL.FEATURE.LEVELS to some of {common}"
+    if not common:
+        advice = "DISTILL.LOSSES to a list without 'feature', for they share no level of one stride"
     for level in levels:
         for who, shape in shapes.items():
             if level not in shape:
-                raise PairMismatchError(
-                    f"the {who} has no feature level {level!r}: set DISTILL.FEATURE.LEVELS to some "
-                    f"of {sorted(shape)}"
-                )
+                raise PairMismatchError(f"the {who} has no feature level {level!r}: set {advice}")
         strides = {who: shape[level].stride for who, shape in shapes.items()}
         if len(set(strides.values())) > 1:
             raise PairMismatchError(
-                f"level {level!r} in DISTILL.FEATURE.LEVELS has the strides {strides}: set "
-                "DISTILL.FEATURE.LEVELS to levels of equal strides"
+                f"level {level!r} in DISTILL.FEATURE.LEVELS has the strides {strides}: set {advice}"
             )
     pads = {
         "student": student.backbone.size_divisibility,

@@ -34,6 +34,7 @@ def test_every_config_of_the_zoo_stands_in_the_page():
         "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml",
         "LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
         "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
+        "Misc/mask_rcnn_R_50_FPN_1x_dconv_c3-c5.yaml",
         "Misc/semantic_R_50_FPN_1x.yaml",
     ],
 )

@@ -126,8 +126,15 @@ def _detector(divisor=32, **strides):
 @pytest.mark.parametrize(
     "teacher, message",
     [
-        (_detector(p3=8), "the teacher has no feature level 'p4': set DISTILL.FEATURE.LEVELS"),
-        (_detector(p3=8, p4=32), "level 'p4' in DISTILL.FEATURE.LEVELS has the strides"),
+        (
+            _detector(p3=8),
+            r"the teacher has no feature level 'p4': set DISTILL.FEATURE.LEVELS to .*3'\]",
+        ),
+        (_detector(p3=8, p4=32), r"level 'p4' in DISTILL.FEATURE.LEVELS has the strides.*\['p3'\]"),
+        (
+            _detector(res4=16),
+            "no feature level 'p3': set DISTILL.LOSSES to a list without 'feature'",
+        ),
         (_detector(p3=8, p4=16, divisor=128), "pad images .*DISTILL.TEACHER.CONFIG_FILE"),
     ],
 )

@@ -75,6 +75,14 @@ class SpareHeads(StandardROIHeads):
         return found, {**losses, "loss_spare": features["p2"].abs().mean()} if targets else losses
 
 
+class SilentHeads(StandardROIHeads):
+    """A box loss that its predictor is not asked for."""
+
+    def _forward_box(self, features, proposals):
+        pooled = self.box_pooler([features["p2"]] * 4, [x.proposal_boxes for x in proposals])
+        return {"loss_box": self.box_predictor(self.box_head(pooled))[1].abs().mean()}
+
+
 class SharedHeads(SharedProposalROIHeads):
     pass
 
@@ -90,7 +98,7 @@ class ScaledHeads(StandardROIHeads):
 def registered(monkeypatch):
     for registry, classes in (
         (META_ARCH_REGISTRY, (RCNNWithMore, RetinaWithMore, Alone, Twice)),
-        (ROI_HEADS_REGISTRY, (SpareHeads, SharedHeads, ScaledHeads)),
+        (ROI_HEADS_REGISTRY, (SpareHeads, SilentHeads, SharedHeads, ScaledHeads)),
     ):
         monkeypatch.setattr(registry, "_obj_map", dict(registry))
         for one in classes:
@@ -159,6 +167,13 @@ def test_a_backbone_that_runs_twice_cannot_be_recorded(teacher_files):
     with pytest.raises(PairMismatchError, match="calls its backbone 2 times"):
         run(distiller, whole_batch())
     assert distiller.student.backbone is backbone, "an error leaves nothing in its place"
+
+
+def test_box_losses_that_are_not_the_predictor_s_cannot_be_recorded(teacher_files):
+    opts = ["MODEL.ROI_HEADS.NAME", "SilentHeads"]
+    with pytest.raises(PairMismatchError, match="calls the losses of its box predictor 0 times"):
+        run(build_distiller(distill_cfg(teacher_files, *opts)), whole_batch())
+    run(build_distiller(distill_cfg(teacher_files, *opts, *FEATURES)), whole_batch())
 
 
 def test_boxes_by_a_method_of_ones_own_are_read_of_a_student_and_registered_for_a_teacher(

@@ -20,7 +20,13 @@ from .box_coders import box_coder_of
 from .box_heads import Regions, first_predictor, of_class
 from .features import describe_batch, no_regions
 from .rcnn_teacher import teacher_outputs, teacher_parts, teacher_proposals
-from .recorders import BackboneRecorder, BoxLossRecorder, Recorder, in_place_of
+from .recorders import (
+    BackboneRecorder,
+    BoxLossRecorder,
+    Recorder,
+    RPNHeadRecorder,
+    in_place_of,
+)
 from .registry import PAIR_FORWARD_REGISTRY, RequiredOutputs
 
 __all__ = ["Regions", "forward_pair_rcnn", "teacher_outputs", "teacher_parts", "teacher_proposals"]
@@ -87,7 +93,7 @@ class _StudentRun:
         places: list[tuple[nn.Module, str, Recorder]] = [(student, "backbone", self.backbone)]
         if "dense_logits" in required.requires:
             rpn = student.proposal_generator
-            rpn_head = Recorder(rpn.rpn_head)
+            rpn_head = RPNHeadRecorder(rpn.rpn_head)
             places.append((rpn, "rpn_head", rpn_head))
         if required.proposals == "union":
             self.union = _UnionRecorder(student.proposal_generator, teacher, batch)
@@ -101,7 +107,7 @@ class _StudentRun:
                 stack.enter_context(in_place_of(*place))
             self.losses = student(batch)
         self.images = self.backbone.images(batch)
-        self.dense_logits = dict(zip(rpn.in_features, rpn_head.output[0])) if rpn else {}
+        self.dense_logits = dict(zip(rpn.in_features, rpn_head.logits())) if rpn else {}
 
 
 class _UnionRecorder(Recorder):
@@ -135,7 +141,7 @@ def _describe_positives(
     roi_heads: nn.Module, predictor: BoxLossRecorder
 ) -> tuple[Regions, dict[str, Tensor], dict[str, Any]]:
     """The regions; the student's logits (R, K + 1) and deltas (R, 4); the step's other fields."""
-    positives = [_positives(p, roi_heads.num_classes) for p in predictor.proposals]
+    positives = [_positives(p, roi_heads.num_classes) for p in predictor.proposals()]
     labels = torch.cat([p.gt_classes for p in positives])
     boxes, sizes = [p.proposal_boxes for p in positives], [p.image_size for p in positives]
     coder = box_coder_of(predictor.part)

@@ -2,7 +2,7 @@
 """What passes through the parts of a student while its own training forward runs.
 
 Shape shorthand in this file:
-    N: images; R: sampled proposals of one image; K: foreground classes
+    N: images; A: anchors per location; R: sampled proposals of one image; K: foreground classes
     C, H, W: channels, height and width of a feature level
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...utils.errors import PairMismatchError
 
-__all__ = ["BackboneRecorder", "BoxLossRecorder", "Recorder", "in_place_of"]
+__all__ = ["BackboneRecorder", "BoxLossRecorder", "RPNHeadRecorder", "Recorder", "in_place_of"]
 
 
 class Recorder(nn.Module):
@@ -44,21 +44,21 @@ class Recorder(nn.Module):
         except AttributeError:
             return getattr(self.part, name)
 
+    def check_once(self, calls: int, what: str) -> None:
+        """Raises PairMismatchError where the forward did not use the part once for the batch."""
+        if calls != 1:
+            raise PairMismatchError(
+                f"the student's training forward calls {what} {calls} times: what it gives can be "
+                "compared of a detector that calls it once for a batch"
+            )
+
 
 class BackboneRecorder(Recorder):
     """Stands in for the backbone of a detector."""
 
     def features(self) -> dict[str, Tensor]:
-        """Level name -> (N, C, H, W), as the backbone gave them.
-
-        Raises:
-            PairMismatchError: the forward did not call the backbone once.
-        """
-        if self.calls != 1:
-            raise PairMismatchError(
-                f"the student's training forward calls its backbone {self.calls} times: features "
-                "can be compared of a detector that calls it once for a batch"
-            )
+        """Level name -> (N, C, H, W), as the backbone gave them."""
+        self.check_once(self.calls, "its backbone")
         return dict(self.output)
 
     def images(self, batch: list[dict]) -> ImageList:
@@ -66,24 +66,37 @@ class BackboneRecorder(Recorder):
         return ImageList(self.inputs[0], [tuple(x["image"].shape[-2:]) for x in batch])
 
 
-class BoxLossRecorder(Recorder):
-    """Stands in for a box predictor, whose losses get proposals and the predictions on them.
+class RPNHeadRecorder(Recorder):
+    """Stands in for the head of an RPN."""
 
-    Attributes:
-        proposals: of each image, those that the losses were computed of, with "proposal_boxes",
-            "gt_classes", "gt_boxes" where there are any, "logits" (R, K + 1) and "deltas" (R, 4 or
-            4 * K). The last two are attached to the graph.
-    """
+    def logits(self) -> list[Tensor]:
+        """(N, A, H, W) of each level, attached to the graph."""
+        self.check_once(self.calls, "the head of its RPN")
+        return self.output[0]
+
+
+class BoxLossRecorder(Recorder):
+    """Stands in for a box predictor, whose losses get proposals and the predictions on them."""
 
     def __init__(self, part: nn.Module):
         super().__init__(part)
-        self.proposals: list[Instances] = []
+        self._losses_of: list[list[Instances]] = []
+
+    def proposals(self) -> list[Instances]:
+        """Of each image, those that the losses were computed of.
+
+        Returns:
+            with "proposal_boxes", "gt_classes", "gt_boxes" where there are any, "logits"
+            (R, K + 1) and "deltas" (R, 4 or 4 * K). The last two are attached to the graph.
+        """
+        self.check_once(len(self._losses_of), "the losses of its box predictor")
+        return self._losses_of[0]
 
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> Any:
         """The part's own losses."""
         logits, deltas = (x.split([len(p) for p in proposals]) for x in predictions)
         # Copies: with TRAIN_ON_PRED_BOXES the heads then move the boxes of the proposals.
-        self.proposals = [
+        given = [
             Instances(
                 p.image_size,
                 **{k: p.get(k) for k in ("proposal_boxes", "gt_classes", "gt_boxes") if p.has(k)},
@@ -92,6 +105,7 @@ class BoxLossRecorder(Recorder):
             )
             for p, logits_i, deltas_i in zip(proposals, logits, deltas)
         ]
+        self._losses_of.append(given)
         return self.part.losses(predictions, proposals)
 
 
