@@ -43,13 +43,24 @@ _LIBRARIES: list[torch.library.Library] = []
 _define_operator()
 
 
+class _PlainTuple(nn.Module):
+    """A graph whose result is no named tuple: programs cannot be saved with classes of d2kd."""
+
+    def __init__(self, graph: nn.Module):
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.graph(images, image_sizes))
+
+
 def write_program(
     model: nn.Module, path: Path, shape: InputShape, half: bool, metadata: dict[str, str]
 ) -> None:
     """Write a detector as an ExportedProgram; see ``write``."""
     if not shape.batch or shape.size is None:
         raise ConfigError("a .pt2 has one shape: set --batch, e.g. to 1, and --size HEIGHT WIDTH")
-    graph = build_graph(model, torch.ops.d2kd.keep_by_nms, half)
+    graph = _PlainTuple(build_graph(model, torch.ops.d2kd.keep_by_nms, half))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.export.export(graph, shape.example(), strict=False)
