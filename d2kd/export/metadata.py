@@ -3,10 +3,9 @@
 
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from detectron2.config import CfgNode
-
-from .. import __version__
 
 __all__ = ["describe"]
 
@@ -30,7 +29,7 @@ def describe(cfg: CfgNode, classes: Sequence[str], precision: str) -> dict[str, 
         precision: of the weights.
     """
     return {
-        "written_by": f"d2kd {__version__}",
+        "written_by": f"d2kd {version('d2kd')}",
         "detector": cfg.MODEL.META_ARCHITECTURE,
         "classes": json.dumps(list(classes)),
         "channels": cfg.INPUT.FORMAT,

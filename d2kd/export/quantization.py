@@ -35,10 +35,14 @@ def quantize(source: Path, target: Path, images: Sequence[Tensor], shape: InputS
     """
     onnx = need_package("onnx")
     tools = need_package("onnxruntime.quantization")
-    nodes = onnx.load(str(source)).graph.node
-    kept = [x.name for x in nodes if any(part in x.name.split("/") for part in _names(x.name))]
+    need_package("onnxruntime.quantization.shape_inference")
+    prepared = target.with_suffix(".prepared")
+    # PyTorch writes equal biases once, behind an Identity; quantization wants them in their place.
+    # Shapes that depend on the image have no symbols.
+    tools.shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+    kept = [x.name for x in onnx.load(str(prepared)).graph.node if _predicts(x.name)]
     tools.quantize_static(
-        str(source),
+        str(prepared),
         str(target),
         _reader(tools, images, shape),
         quant_format=tools.QuantFormat.QDQ,
@@ -48,13 +52,12 @@ def quantize(source: Path, target: Path, images: Sequence[Tensor], shape: InputS
         # Seven bits of weights: eight overflow on processors without VNNI.
         reduce_range=True,
     )
+    prepared.unlink()
 
 
-def _names(name: str) -> tuple[str, ...]:
-    """The prediction layers that a node's path names, without the number of a repeated call."""
-    return tuple(
-        part for part in name.split("/") if part.rstrip("0123456789").rstrip("_") in _PREDICTIONS
-    )
+def _predicts(name: str) -> bool:
+    """Whether a node's path names a prediction layer; a repeated call has a number behind it."""
+    return any(part.rstrip("0123456789").rstrip("_") in _PREDICTIONS for part in name.split("/"))
 
 
 def _reader(tools: Any, images: Sequence[Tensor], shape: InputShape) -> Any:

@@ -44,9 +44,8 @@ def _instances(outputs: list[Tensor], record: dict[str, Any]) -> Instances:
     """One image's detections, in pixels of its "height" and "width" where it has them."""
     boxes, scores, classes, *masks = outputs
     found, size = scores > 0, record["image"].shape[1:]
-    result = Instances(
-        tuple(size), pred_boxes=Boxes(boxes[found]), scores=scores[found], pred_classes=classes[found]
-    )
+    result = Instances(tuple(size), pred_boxes=Boxes(boxes[found]), scores=scores[found])
+    result.pred_classes = classes[found]
     if masks:
         result.pred_masks = masks[0][found][:, None]
     height, width = record.get("height", size[0]), record.get("width", size[1])

@@ -53,8 +53,8 @@ def stack_images(images: Sequence[Tensor], shape: InputShape) -> tuple[Tensor, T
     height, width = shape.size or largest
     if largest[0] > height or largest[1] > width:
         raise ConfigError(
-            f"--size {height} {width} is too small: an image has {largest[0]} x {largest[1]} pixels "
-            "(height x width) after the resize of INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST"
+            f"--size {height} {width} is too small: an image is {largest[0]} high and {largest[1]} "
+            "wide after the resize of INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST"
         )
     count = shape.batch or len(images)
     result = torch.zeros(count, 3, height, width, dtype=images[0].dtype)

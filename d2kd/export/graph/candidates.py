@@ -78,4 +78,5 @@ def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The highest scores of (N, T) in falling order, and their indices: (N, D) each."""
     size = scores.shape[1]
     # A tensor while a graph is traced: the graph must ask anew for each size of image.
-    return scores.topk(size.clamp(max=count) if isinstance(size, Tensor) else min(count, size), dim=1)
+    most = size.clamp(max=count) if isinstance(size, Tensor) else min(count, size)
+    return scores.topk(most, dim=1)

@@ -79,7 +79,8 @@ class TensorDenseDetector(nn.Module):
         scores, deltas = self.read(maps, model)
         anchors = [x.tensor for x in model.anchor_generator(features)]
         levels = [self._candidates(*level) for level in zip(scores, deltas, anchors)]
-        return self._select(*(torch.cat(x, dim=1) for x in zip(*levels)), image_sizes)
+        boxes, best_scores, classes = (torch.cat(x, dim=1) for x in zip(*levels))
+        return self._select(boxes, best_scores, classes, image_sizes)
 
     def _candidates(self, scores: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, ...]:
         """The best (anchor, class) pairs of a level: boxes (N, T, 4), scores and classes (N, T)."""

@@ -3,7 +3,8 @@
 
 Shape shorthand in this file:
     N: images; P: proposals of an image, at most; R: proposals of all images together
-    K: foreground classes; T: boxes of an image; D: detections of an image, at most; M: side of a mask
+    K: foreground classes; T: boxes of an image; D: detections of an image, at most
+    M: side of a mask
 """
 
 from typing import NamedTuple
@@ -100,9 +101,8 @@ class TensorRCNN(nn.Module):
         rpn = self.detector.proposal_generator
         levels = [features[name] for name in rpn.in_features]
         anchors = [x.tensor for x in rpn.anchor_generator(levels)]
-        found = [
-            self._propose(*level, image_sizes) for level in zip(*rpn.rpn_head(levels), anchors)
-        ]
+        logits, deltas = rpn.rpn_head(levels)
+        found = [self._propose(x, y, a, image_sizes) for x, y, a in zip(logits, deltas, anchors)]
         boxes, scores = (torch.cat(x, dim=1) for x in zip(*found))
         scores, index = best(scores, rpn.post_nms_topk[False])
         return gather_rows(boxes, index), scores > _NO_SCORE
@@ -126,7 +126,7 @@ class TensorRCNN(nn.Module):
     def classify(
         self, maps: dict[str, Tensor], proposals: Tensor, valid: Tensor, image_sizes: Tensor
     ) -> Detections:
-        """Detections from proposals (N, P, 4), of which the rows that are not valid hold nothing."""
+        """Detections from the rows of proposals (N, P, 4) that are valid."""
         image, row = valid.nonzero(as_tuple=True)
         regions = proposals[image, row]
         probabilities, boxes = self._predict(maps, image, regions)

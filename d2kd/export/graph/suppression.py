@@ -1,5 +1,5 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""Non-maximum suppression of fixed shape: the one step that every file format writes in its own way.
+"""Non-maximum suppression of fixed shape, which every file format writes in its own way.
 
 Shape shorthand in this file:
     B: sets of boxes, each suppressed alone; C: classes that share a set's boxes; T: boxes of a set

@@ -1,9 +1,10 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """ONNX, with its own operators NonMaxSuppression and RoiAlign, by tracing.
 
-PyTorch has two exporters. This is the older one (``dynamo=False``): it keeps batch, height and width
-open, and takes seconds. The newer one (``dynamo=True``) gives the same detections at a fixed size,
-but takes ten times as long, and fixes height and width in silence where they are left open.
+PyTorch has two exporters. This is the older one (``dynamo=False``): it keeps batch, height and
+width open, and takes seconds. The newer one (``dynamo=True``, tried with PyTorch 2.14) gives the
+same detections at a fixed size, but takes ten times as long. Left open, height and width are fixed
+in silence for GFL, and Faster R-CNN fails ("Cannot create Dim with inconsistent min=0, max=-128").
 """
 
 import inspect
@@ -76,7 +77,7 @@ def _record(
 ) -> bytes:
     batch = {} if shape.batch else {0: "batch"}
     size = {} if shape.size else {2: "height", 3: "width"}
-    open_axes = {name: batch for name in (*INPUTS, *outputs)} | {"images": {**batch, **size}}
+    open_axes = dict.fromkeys((*INPUTS, *outputs), batch) | {"images": {**batch, **size}}
     content = io.BytesIO()
     # Releases before 2.5 have this exporter alone, and no argument that names it.
     named = "dynamo" in inspect.signature(torch.onnx.export).parameters
