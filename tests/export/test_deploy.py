@@ -93,7 +93,7 @@ def test_the_printed_code_runs_in_a_fresh_environment(folder):
     """It downloads numpy and onnxruntime."""
     venv.create(folder / "fresh", with_pip=True)
     python = str(folder / "fresh/bin/python")
-    run(folder, python, "-m", "pip", "install", "--quiet", "numpy", "onnxruntime")
+    run(folder, python, "-I", "-m", "pip", "install", "--quiet", "numpy", "onnxruntime")
     check(folder, run(folder, python, "-I", "-c", printed_code() + PRINT))
 
 

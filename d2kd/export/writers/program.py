@@ -48,10 +48,11 @@ class _PlainTuple(nn.Module):
 
     def __init__(self, graph: nn.Module):
         super().__init__()
-        self.graph = graph
+        # Not "graph": the loaded program has an attribute of that name.
+        self.detect = graph
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.graph(images, image_sizes))
+        return tuple(self.detect(images, image_sizes))
 
 
 def write_program(
