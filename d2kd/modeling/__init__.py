@@ -8,7 +8,6 @@ from .distiller import LOSS_PREFIX, Distiller, split_losses
 from .meta_arch import fcos, gfl  # noqa: F401  registers meta-architectures
 from .paired_forward import dense, features, rcnn  # noqa: F401  registers the paired forwards
 from .paired_forward.registry import PAIR_FORWARD_REGISTRY
-from .roi_heads import SharedProposalROIHeads
 from .teacher import FrozenTeacher
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "DistillLoss",
     "Distiller",
     "FrozenTeacher",
-    "SharedProposalROIHeads",
     "feature_loss",
     "load_teacher",
     "split_losses",

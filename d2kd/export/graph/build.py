@@ -10,7 +10,6 @@ from torch import nn
 
 from ...config import get_value
 from ...config.detectors import find_detector
-from ...modeling.roi_heads import SharedProposalROIHeads
 from ...utils.errors import ConfigError
 from .candidates import Nms
 from .dense import DENSE_READERS, TensorDenseDetector
@@ -59,7 +58,7 @@ def check_exportable(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def _check_two_stage(cfg: CfgNode, model: nn.Module) -> None:
-    if type(model.roi_heads) not in (StandardROIHeads, SharedProposalROIHeads):
+    if type(model.roi_heads) is not StandardROIHeads:
         raise ConfigError(
             f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME!r} cannot be exported: only "
             "'StandardROIHeads' can"
