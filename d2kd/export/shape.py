@@ -41,7 +41,7 @@ class InputShape:
 def stack_images(images: Sequence[Tensor], shape: InputShape) -> tuple[Tensor, Tensor]:
     """Images (3, h, w), each in the upper left corner of a canvas, as a file takes them.
 
-    A batch that the shape fixes is filled up with images of one pixel.
+    A batch that the shape fixes is filled up with images without pixels.
 
     Returns:
         Tensors (N, 3, H, W) uint8 and (N, 2) int64, the heights and widths.
@@ -58,7 +58,7 @@ def stack_images(images: Sequence[Tensor], shape: InputShape) -> tuple[Tensor, T
         )
     count = shape.batch or len(images)
     result = torch.zeros(count, 3, height, width, dtype=images[0].dtype)
-    sizes = torch.ones(count, 2, dtype=torch.long)
+    sizes = torch.zeros(count, 2, dtype=torch.long)
     for i, image in enumerate(images):
         result[i, :, : image.shape[1], : image.shape[2]] = image
         sizes[i] = torch.tensor(image.shape[1:])
