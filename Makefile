@@ -26,7 +26,7 @@ bccd: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10
 
-# A training that is killed and resumed repeatedly; it prints each start.
+# A training that is killed and resumed repeatedly, which prints each start; and the notebook.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -rP --show-capture=stdout
 

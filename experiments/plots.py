@@ -86,7 +86,7 @@ def _draw(axis: Axes, image: np.ndarray, found: Detections) -> None:
             text = f"{100 * found.scores[index]:.0f}"
             axis.text(
                 x0,
-                max(y0, 7),
+                max(y0, 0.045 * height),  # a label above the image would be cut off
                 text,
                 fontsize=7,
                 color="white",

