@@ -3,7 +3,8 @@
 """Train a detector, with or without a teacher, or evaluate it.
 
     python train_net.py --config-file configs/coco/TAR/faster_rcnn_R_50_from_R_101_FPN_1x.yaml \\
-        [--num-gpus 8] [--resume] [--eval-only] [--eval-teacher [AP]] [KEY VALUE ...]
+        [--num-gpus 8] [--resume] [--eval-only] [--eval-teacher [AP]] \\
+        [--import my_module] [KEY VALUE ...]
     torchrun --nproc_per_node 8 train_net.py --config-file ...
 
 The options are those of Detectron2's tools/train_net.py. The keys DISTILL.* of the config name the
@@ -38,13 +39,13 @@ from d2kd.engine.interrupt import interruptible
 from d2kd.evaluation import check_test_sets, verify_expected_results
 from d2kd.modeling.build import build_teacher, read_teacher_config
 from d2kd.modeling.class_names import check_class_names, teacher_class_names
-from d2kd.utils.command_line import exit_on_user_error
+from d2kd.utils.command_line import add_import_option, exit_on_user_error
 from d2kd.utils.errors import ConfigError, PairMismatchError, WeightsError
 
 
 def setup(args) -> CfgNode:
     """Read and check the config, prepare OUTPUT_DIR, start logging."""
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, args.modules)
     prepare_output(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2kd")
     warn_of_unused_keys(cfg)
@@ -159,6 +160,7 @@ def parse_args() -> Namespace:
         metavar="AP",
         help="evaluate the teacher before anything else; below this AP, if one is given, stop",
     )
+    add_import_option(parser)
     add_launch_options(parser)
     args = parser.parse_args()
     word, args.least_teacher_ap = args.eval_teacher, None
@@ -190,4 +192,4 @@ def main(args):
 if __name__ == "__main__":
     args = parse_args()
     with exit_on_user_error(args.traceback):
-        launch(main, args, load_config(args.config_file, args.opts), (args,))
+        launch(main, args, load_config(args.config_file, args.opts, args.modules), (args,))

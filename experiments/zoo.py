@@ -173,7 +173,7 @@ def _try(pair: tuple, names: list[str]) -> str:
     except D2kdError as error:
         return first_line(error)
     except NotImplementedError as error:
-        return f"on a CPU: {first_line(error)}"
+        return f"{first_line(error).partition('!')[0]}: it has no backward there"
     return YES
 
 

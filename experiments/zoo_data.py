@@ -73,4 +73,5 @@ def read_from(cfg: CfgNode, folder: Path, records: list[dict], classes: int) -> 
         cfg.DATASETS.PROPOSAL_FILES_TRAIN = (str(folder / "proposals.pkl"),)
         cfg.DATASETS.PROPOSAL_FILES_TEST = ()
     cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH = 0, 2
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, cfg.INPUT.CROP.ENABLED = "choice", False
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (SIZE[0],), SIZE[1]

@@ -19,7 +19,7 @@ FLOORS = [
     ("modeling",),
     ("engine",),
     ("benchmark", "cache"),
-    ("doctor",),
+    ("doctor", "export"),
     ("__init__",),
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -44,7 +44,7 @@ def measure(args: Namespace) -> dict:
     Returns:
         dict: what ``summarise`` gives, peak memory, the settings and the machine; JSON.
     """
-    cfg = read_config(args.config_file, args.opts)
+    cfg = read_config(args.config_file, args.opts, args.modules)
     keep_freed_memory(cfg.MODEL.DEVICE)
     pair = build_networks(cfg, args.random_weights)
     names = list(pair.losses)

@@ -106,7 +106,7 @@ def _regions(batch: list[dict], rows: int, device: torch.device) -> Regions:
 def main() -> None:
     """Measure one part of a step in this process and print the peak as JSON."""
     (part, *requires), args = sys.argv[1].split(","), parse_args("", sys.argv[2:])
-    cfg = read_config(args.config_file, args.opts)
+    cfg = read_config(args.config_file, args.opts, args.modules)
     keep_freed_memory(cfg.MODEL.DEVICE)
     batches = load_batches(cfg, args)
     before = _in_use(cfg.MODEL.DEVICE)

@@ -22,7 +22,12 @@ from ..data import register_custom_datasets
 from ..data.num_classes import num_classes
 from ..engine import DistillTrainer
 from ..modeling import Distiller, FrozenTeacher
-from ..modeling.build import build_student, build_teacher, read_teacher_config
+from ..modeling.build import (
+    build_student,
+    build_teacher,
+    build_teacher_model,
+    read_teacher_config,
+)
 from ..modeling.build_losses import build_distill_losses, union_of_requires
 from ..modeling.paired_forward.registry import get_paired_forward
 from ..modeling.teacher_cache.build import build_teacher_cache
@@ -96,13 +101,13 @@ class Pair:
         return union_of_requires(self.losses[name] for name in names)
 
 
-def read_config(path: str, opts: Sequence[str]) -> CfgNode:
+def read_config(path: str, opts: Sequence[str], modules: Sequence[str] = ()) -> CfgNode:
     """The config as train_net.py reads it, on the CPU if there is no GPU, which is printed.
 
     Raises:
         ConfigError: a key is unknown or out of range, or nothing is distilled.
     """
-    cfg = load_config(path, opts)
+    cfg = load_config(path, opts, modules)
     if not cfg.DISTILL.ENABLED:
         raise ConfigError(f"{path} trains without a teacher: set DISTILL.ENABLED to True")
     cfg.MODEL.DEVICE, changed = device_or_cpu(cfg.MODEL.DEVICE)
@@ -125,7 +130,7 @@ def build_any_teacher(cfg: CfgNode, random_weights: bool = False) -> tuple[Froze
         return build_teacher(teacher_cfg, cfg.INPUT.FORMAT), False
     torch.manual_seed(2)
     swap = teacher_cfg.INPUT.FORMAT != cfg.INPUT.FORMAT
-    return FrozenTeacher(_tame(build_model(teacher_cfg)), swap_channels=swap), True
+    return FrozenTeacher(_tame(build_teacher_model(teacher_cfg)), swap_channels=swap), True
 
 
 def build_networks(

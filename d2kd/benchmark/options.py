@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode
 
+from ..utils.command_line import add_import_option
 from ..utils.common_arguments import add_common_arguments
 from .networks import real_batches, synthetic_batches
 
@@ -31,6 +32,7 @@ def parse_args(description: str, args: Sequence[str] | None = None) -> argparse.
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser, output_help="JSON file for the results; none by default")
+    add_import_option(parser)
     parser.add_argument("--steps", type=int, default=20, help="timed rounds; results are medians")
     parser.add_argument("--warmup", type=int, default=3, help="untimed rounds before them")
     parser.add_argument(
@@ -75,6 +77,7 @@ def as_arguments(args: argparse.Namespace) -> list[str]:
         values["--threads"] = [args.threads]
     return [
         *["--config-file", args.config_file],
+        *[word for name in args.modules for word in ("--import", name)],
         *[flag for flag, given in flags.items() if given],
         *[str(x) for name, found in values.items() for x in (name, *found)],
         *args.opts,

@@ -5,7 +5,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
-from ..utils.command_line import add_traceback_option, exit_on_user_error
+from ..utils.command_line import add_import_option, add_traceback_option, exit_on_user_error
 from .fill import fill_cache
 
 __all__ = ["main"]
@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--config-file", required=True, metavar="FILE", help="a config as train_net.py takes it"
     )
     parser.add_argument("--processes", type=int, default=1, help="that compute at the same time")
+    add_import_option(parser)
     add_traceback_option(parser)
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="values that override the config's"
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begun = time.perf_counter()
     try:
         with exit_on_user_error(args.traceback):
-            entries, computed = fill_cache(args.config_file, args.opts, args.processes)
+            entries, computed = fill_cache(
+                args.config_file, args.opts, args.processes, args.modules
+            )
     except KeyboardInterrupt:
         print("Interrupted: what is filled stays, and the same command continues.", flush=True)
         raise SystemExit(130) from None

@@ -1,7 +1,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Computes the maps of every training image in every variant, in one or several processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing import get_context
 from threading import Event, Thread
 from typing import Any
@@ -26,13 +26,13 @@ from ..utils.progress import open_bar
 __all__ = ["fill_cache", "read_config"]
 
 
-def read_config(path: str, opts: list[str]) -> CfgNode:
+def read_config(path: str, opts: list[str], modules: Sequence[str] = ()) -> CfgNode:
     """The config as train_net.py reads it, on the CPU if there is no GPU.
 
     Raises:
         ConfigError: its cache is not in a folder, or nothing is distilled.
     """
-    cfg = load_config(path, opts)
+    cfg = load_config(path, opts, modules)
     where = cfg.DISTILL.TEACHER.CACHE
     if not cfg.DISTILL.ENABLED or where in ("", "memory"):
         raise ConfigError(
@@ -46,7 +46,9 @@ def read_config(path: str, opts: list[str]) -> CfgNode:
     return cfg
 
 
-def fill_cache(config_file: str, opts: list[str], processes: int = 1) -> tuple[int, int]:
+def fill_cache(
+    config_file: str, opts: list[str], processes: int = 1, modules: Sequence[str] = ()
+) -> tuple[int, int]:
     """Fill the cache of a config; entries that are there are read and kept.
 
     It can be killed at any moment: another call computes what is absent.
@@ -54,6 +56,7 @@ def fill_cache(config_file: str, opts: list[str], processes: int = 1) -> tuple[i
     Args:
         config_file, opts: as given to train_net.py.
         processes: that compute; each loads the teacher.
+        modules: names after ``--import``.
 
     Returns:
         the number of entries, and of those that were computed.
@@ -61,7 +64,7 @@ def fill_cache(config_file: str, opts: list[str], processes: int = 1) -> tuple[i
     Raises:
         ConfigError: the cache cannot hold all images, or is no folder.
     """
-    cfg = read_config(config_file, opts)
+    cfg = read_config(config_file, opts, modules)
     records = load_train_records(cfg)
     model = Distiller(cfg)
     prepare_cache(cfg, model, records)
@@ -72,10 +75,10 @@ def fill_cache(config_file: str, opts: list[str], processes: int = 1) -> tuple[i
         if processes == 1:
             _fill_share(cfg, model, records, done, computed)
         else:
-            shares = range(processes)
+            given = (config_file, opts, modules)
             run_children(
                 _fill_in_child,
-                {f"process {i}": (config_file, opts, i, processes, done, computed) for i in shares},
+                {f"process {i}": (given, i, processes, done, computed) for i in range(processes)},
             )
     return done.value, computed.value
 
@@ -107,12 +110,16 @@ class _Progress:
 
 
 def _fill_in_child(
-    config_file: str, opts: list[str], index: int, processes: int, done: Any, computed: Any
+    given: tuple[str, list[str], Sequence[str]],
+    index: int,
+    processes: int,
+    done: Any,
+    computed: Any,
 ) -> None:
-    """One process's share: every so-manieth image."""
+    """One process's share: every so-manieth image; given: of ``read_config``."""
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     with exit_on_user_error():
-        cfg = read_config(config_file, opts)
+        cfg = read_config(*given)
         records = load_train_records(cfg)[index::processes]
         _fill_share(cfg, Distiller(cfg), records, done, computed)
 

@@ -1,11 +1,14 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """What a run was trained with, saved in its checkpoints and compared when it is resumed."""
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
+from torch import nn
 
 from ..config import get_value
 from ..config.load import all_keys
@@ -17,6 +20,7 @@ __all__ = [
     "ConfigFingerprint",
     "TeacherFingerprint",
     "describe_changes",
+    "fingerprint_tensors",
     "recorded_classes",
 ]
 
@@ -86,6 +90,15 @@ class TeacherFingerprint:
                 f"{state['sha256'][:12]}) and is resumed with {self.weights} ({self.sha256[:12]}): "
                 "set DISTILL.TEACHER.WEIGHTS back, or choose another OUTPUT_DIR"
             )
+
+
+def fingerprint_tensors(model: nn.Module) -> dict[str, str]:
+    """The arguments of ``TeacherFingerprint`` for a teacher whose file is not known."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return {"weights": type(model).__name__, "sha256": digest.hexdigest()}
 
 
 class ClassNames:

@@ -105,9 +105,11 @@ def _add_test_keys(node: CN) -> None:
 def _add_network_keys(node: CN) -> None:
     node.TEACHER = CN()
     # The path of a yaml, a name in d2kd's model zoo ("coco/teacher/gfl_R_101_FPN_2x.yaml") or in
-    # Detectron2's ("COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"), looked up in this order.
+    # Detectron2's ("COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"), looked up in this order. A
+    # ".py" is a LazyConfig file, whose code is run (docs/lazyconfig.md).
     node.TEACHER.CONFIG_FILE = ""
-    # A path, URL, detectron2:// or d2kd:// address; "" is Detectron2's checkpoint of CONFIG_FILE.
+    # A path, URL, detectron2:// or d2kd:// address; "" is Detectron2's checkpoint of CONFIG_FILE,
+    # or the train.init_checkpoint of a LazyConfig file.
     node.TEACHER.WEIGHTS = ""
     # The names of the teacher's classes by index, compared with the student's. [] takes them from
     # its checkpoint or else from the sets of its config.

@@ -6,31 +6,33 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
+from detectron2.model_zoo import get_config_file
 from detectron2.utils.file_io import PathManager
 
 from ..utils.errors import ConfigError
 from ..utils.text import did_you_mean, first_line
-from .defaults import add_d2kd_config
 from .unset_keys import refuse_unset_keys
+from .user_modules import default_config, import_modules
 from .validation import check_config
 from .yaml_size import check_yaml_size
 
 __all__ = ["all_keys", "load_config", "merge_file", "merge_options"]
 
 
-def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
+def load_config(path: str, options: Sequence[str] = (), modules: Sequence[str] = ()) -> CfgNode:
     """The config of a training: a yaml over the defaults, options over it, all in range.
 
     Args:
         path: of the yaml.
         options: ``KEY VALUE ...`` of the command line.
+        modules: names after ``--import``; they are imported first.
 
     Raises:
-        ConfigError: as ``merge_file``, ``merge_options`` and ``check_config``.
+        ConfigError: as ``import_modules``, ``merge_file``, ``merge_options`` and ``check_config``.
     """
-    cfg = get_cfg()
-    add_d2kd_config(cfg)
+    import_modules(modules)
+    cfg = default_config()
     merge_file(cfg, path)
     merge_options(cfg, options)
     refuse_unset_keys(cfg, f"{path} or the command line" if options else path)
@@ -51,14 +53,14 @@ def merge_file(
 ) -> None:
     """Merge a yaml and its bases into ``cfg``.
 
-    Unlike Detectron2's own function it creates no python objects: a config cannot run code.
+    Unlike Detectron2's own function it creates no python objects, so a config cannot run code. Only
+    a file that Detectron2 installs may, as a base too: its RetinaNet configs do for their anchors.
 
     Args:
         cfg: holds every known key; changed in place.
         path: of the yaml.
         named_by: the option or key that names the path, for messages.
-        trusted: create python objects, as Detectron2's own RetinaNet configs need for their
-            anchors.
+        trusted: it may create python objects wherever it lies.
 
     Raises:
         ConfigError: the file or one of its bases is not there or malformed, it has unknown keys
@@ -68,13 +70,21 @@ def merge_file(
         raise ConfigError(
             f"{named_by} {path} is not there (seen from {os.getcwd()}): set it to a yaml file"
         )
+    if path.endswith(".py"):
+        raise ConfigError(
+            f"{named_by} {path} is Python code, a LazyConfig: train it by "
+            "tools/lazyconfig_train_net.py, which also checks it before the first step"
+        )
     try:
-        check_yaml_size(path, trusted)
+        # From here on for yaml's loader, which has one rule for a file and its bases.
+        trusted = check_yaml_size(path, trusted)
         loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=trusted)
     except ConfigError:
         raise
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: a file of its _BASE_ is not there: {error}") from error
+        raise ConfigError(
+            f"{path}: a file of its _BASE_ is not there: {error}{_in_zoo(str(error.filename))}"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a yaml file of plain values: {error}") from error
     except AssertionError as error:
@@ -119,6 +129,15 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
             cfg.merge_from_list([key, value])
         except Exception as error:  # of yacs, and of Python's parser of values
             raise ConfigError(f"the command line: {_readable(error)}") from error
+
+
+def _in_zoo(path: str) -> str:
+    """Where the file lies that is meant, if the path ends in a name of Detectron2's model zoo."""
+    name = "/".join(path.split(os.sep)[-2:])
+    try:
+        return f". For Detectron2's own, set it to {get_config_file(name)}"
+    except RuntimeError:
+        return ""
 
 
 def _check_groups(loaded: dict, node: CfgNode, path: str, prefix: str = "") -> None:

@@ -1,6 +1,7 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """Two spellings of one value are one value."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,21 +22,25 @@ def same_value(key: str, one: Any, other: Any) -> bool:
 
     Lists and tuples, 1 and 1.0 are equal; True is not 1. Sizes and ratios of anchors may be
     given flat or for each level, and once for all levels, as Detectron2's anchor generator reads
-    them.
+    them. They count as equal to five digits: a detector holds them in single precision.
 
     Args:
         key: dotted.
         one, other: values of it.
     """
     read = _READ_AS.get(key, normalize)
-    return _equal(read(one), read(other))
+    return _equal(read(one), read(other), 1e-5 if read is _per_level else 0.0)
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(one: Any, other: Any, tolerance: float = 0.0) -> bool:
+    """tolerance: relative, of numbers."""
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_equal, one, other))
+        pairs = zip(one, other)
+        return len(one) == len(other) and all(_equal(a, b, tolerance) for a, b in pairs)
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
+    if tolerance and isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return math.isclose(one, other, rel_tol=tolerance)
     return one == other
 
 

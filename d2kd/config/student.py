@@ -1,13 +1,14 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The student's part of a training's config, which ``student.yaml`` holds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from detectron2.config import CfgNode, get_cfg
 
 from .defaults import add_d2kd_config
-from .detectors import DETECTORS, Detector, find_detector
+from .detectors import DETECTORS, find_detector
 from .timm import forget_start, is_timm
+from .user_modules import user_configs
 
 __all__ = ["dump_student_config", "student_config"]
 
@@ -45,9 +46,12 @@ def dump_student_config(student: CfgNode) -> str:
 
 def _adder(key: str) -> str:
     """The function that adds a key which Detectron2 does not have, as the start of a clause."""
-    adders = [row.add_config for row in DETECTORS.values() if key in _keys_of(row)]
+    adders = [row.add_config for row in DETECTORS.values() if key in _added_by(row.add_config)]
     if key == "MODEL.TIMM":
         return "d2kd.add_d2kd_config, which"
+    users = [name for name, add in user_configs().items() if key in _added_by(add)]
+    if users:
+        return f"{users[0]}.add_config, which"
     if not adders:
         return "the function that"
     if adders[0].__module__.startswith("d2kd."):
@@ -75,19 +79,22 @@ def _is_kept(key: str, cfg: CfgNode) -> bool:
     if key == "MODEL.TIMM":
         return is_timm(cfg)
     row = find_detector(cfg)
-    if row is not None and (row.name == cfg.MODEL.META_ARCHITECTURE or key in _keys_of(row)):
-        return key in _keys_of(row)
+    if row is not None and (
+        row.name == cfg.MODEL.META_ARCHITECTURE or key in _added_by(row.add_config)
+    ):
+        return key in _added_by(row.add_config)
     # A detector of one's own may read what another one's row adds: kept where it was set.
-    owners = [row for row in DETECTORS.values() if key in _keys_of(row)]
+    owners = [row for row in DETECTORS.values() if key in _added_by(row.add_config)]
     node, name = _parent(cfg, key)
     default, _ = _parent(_d2kd_config(), key)
     return bool(owners) and node.get(name) != default[name]
 
 
-def _keys_of(row: Detector) -> set[str]:
-    cfg = get_cfg()
-    row.add_config(cfg)
-    return set(_new_keys(cfg, get_cfg()))
+def _added_by(add_config: Callable[[CfgNode], None]) -> set[str]:
+    cfg = _d2kd_config() if add_config in user_configs().values() else get_cfg()
+    before = cfg.clone()
+    add_config(cfg)
+    return set(_new_keys(cfg, before))
 
 
 def _parent(cfg: CfgNode, key: str) -> tuple[CfgNode, str]:

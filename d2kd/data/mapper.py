@@ -59,6 +59,8 @@ class NamingMapper:
         try:
             return self.mapper(record)
         except Exception as error:
+            if "file_name" not in record:  # a mapper of one's own may read other records
+                raise
             reason = why_unreadable(record, self.image_format)
             if reason is None:
                 raise
@@ -77,15 +79,22 @@ class NamingMapper:
         return None
 
 
-def build_mapper(cfg: CfgNode, is_train: bool) -> NamingMapper:
-    """Detectron2's own mapper of cfg, named; evaluation never skips, as its images are counted."""
+def build_mapper(cfg: CfgNode, is_train: bool, mapper: Callable | None = None) -> NamingMapper:
+    """A mapper that names bad images; evaluation never skips, as its images are counted.
+
+    Args:
+        cfg: of the training.
+        is_train: whether samples are for training.
+        mapper: of one's own, record -> sample; None for Detectron2's own of ``cfg``.
+    """
     on_bad_image = cfg.DATALOADER.BAD_IMAGES if is_train else "stop"
     if not is_train and cfg.MODEL.KEYPOINT_ON:
         # Detectron2 asks for the training sets' keypoint names, to flip images, which tests do not.
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.KEYPOINT_ON = False
-    mapper, cache = DatasetMapper(cfg, is_train), cfg.DISTILL.TEACHER.CACHE
+    mapper = mapper or DatasetMapper(cfg, is_train)
+    cache = cfg.DISTILL.TEACHER.CACHE
     if is_train and cfg.DISTILL.ENABLED and cache:
         mapper = DigestingMapper(mapper, folder="" if cache == "memory" else cache)
     return NamingMapper(mapper, cfg.INPUT.FORMAT, on_bad_image)

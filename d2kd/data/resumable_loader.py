@@ -3,7 +3,7 @@
 
 import inspect
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..utils.errors import ConfigError
 from ..utils.rng_state import kept_random_state
+from .map_cache.variants import check_variants
 from .mapper import build_mapper
 from .sample_stream import Mark, SampleStream, Start
 
-__all__ = ["ResumableLoader", "build_train_loader"]
+__all__ = ["ResumableLoader", "build_train_loader", "make_resumable"]
 
 # What Detectron2's samplers draw when they are built.
 _DRAWN = ("_seed", "_seed_subset", "_indexes_subset")
@@ -158,35 +159,73 @@ def _data_loader(
     )
 
 
-def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+def build_train_loader(
+    cfg: CfgNode, mapper: Callable[[dict], dict | None] | None = None
+) -> Iterable[list[dict[str, Any]]]:
     """Detectron2's loader of a config: errors name the image, and it can be resumed exactly.
 
     A training set of its own that is an IterableDataset knows no position: it is left to
     Detectron2.
 
+    Args:
+        cfg: of the training.
+        mapper: of one's own, record -> sample, in the place of Detectron2's. It is resumed exactly
+            if it draws from the global random streams of Python, NumPy or PyTorch, and keeps
+            nothing from one call to the next.
+
     Raises:
-        ConfigError: there is no training set, or the processes cannot share a batch equally.
+        ConfigError: there is no training set, the processes cannot share a batch equally, or the
+            mapper makes more variants of an image than DISTILL.TEACHER.CACHE can keep.
     """
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty: set it to the sets to train on")
-    parts = build_detection_train_loader.from_config(cfg, mapper=build_mapper(cfg, True))
+    parts = build_detection_train_loader.from_config(cfg, mapper=build_mapper(cfg, True, mapper))
     dataset, sampler = parts["dataset"], parts["sampler"]
     if isinstance(dataset, IterableDataset) or sampler is None:
         return build_detection_train_loader(**parts)
+    if mapper and cfg.DISTILL.ENABLED and cfg.DISTILL.TEACHER.CACHE:
+        check_variants(cfg, dataset, parts["mapper"])
+    return make_resumable(
+        dataset,
+        parts["mapper"],
+        sampler,
+        total_batch_size=parts["total_batch_size"],
+        grouped=parts["aspect_ratio_grouping"],
+        num_workers=parts["num_workers"],
+    )
+
+
+def make_resumable(
+    dataset: Any,
+    mapper: Callable[[dict], dict | None],
+    sampler: Iterable[int],
+    *,
+    total_batch_size: int,
+    grouped: bool,
+    num_workers: int,
+) -> ResumableLoader:
+    """Detectron2's loader of these parts, which can be resumed.
+
+    Args:
+        dataset: list or map-style data set of records.
+        mapper: record -> sample.
+        sampler: endless.
+        total_batch_size: images of all processes together.
+        grouped: whether wide and high images come in separate batches.
+        num_workers: data workers of this process.
+
+    Raises:
+        ConfigError: the processes cannot share a batch equally.
+    """
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset, copy=False)
-    batch_size, rest = divmod(parts["total_batch_size"], comm.get_world_size())
+    batch_size, rest = divmod(total_batch_size, comm.get_world_size())
     if rest:
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {parts['total_batch_size']}: set it to a multiple of the "
+            f"SOLVER.IMS_PER_BATCH is {total_batch_size}: set it to a multiple of the "
             f"{comm.get_world_size()} processes"
         )
     # Data workers of Detectron2's main take a batch in turn, those of 0.6 an image.
     chunked = "shard_chunk_size" in inspect.signature(ToIterableDataset).parameters
-    stream = SampleStream(dataset, parts["mapper"], sampler, batch_size if chunked else 1)
-    return ResumableLoader(
-        stream,
-        batch_size=batch_size,
-        num_workers=parts["num_workers"],
-        grouped=parts["aspect_ratio_grouping"],
-    )
+    stream = SampleStream(dataset, mapper, sampler, batch_size if chunked else 1)
+    return ResumableLoader(stream, batch_size=batch_size, num_workers=num_workers, grouped=grouped)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..utils.command_line import exit_on_user_error
+from ..utils.command_line import add_import_option, exit_on_user_error
 from ..utils.common_arguments import add_common_arguments
 from .after import compare_runs
 from .after.advice import advise
@@ -48,6 +48,7 @@ def _check(args: Namespace) -> int:
             args.opts,
             batches=args.batches,
             images=args.images,
+            modules=args.modules,
             target=args.target_ratio,
             weights=args.weights,
             say=lambda finding: print(render(finding), flush=True),
@@ -90,6 +91,7 @@ def _parse_args(arguments: Sequence[str] | None) -> Namespace:
         f"{PAGE} in the folder of the distilled run"
     )
     add_common_arguments(parser, output_help=output_help, required=False)
+    add_import_option(parser)
     parser.add_argument(
         "--after",
         nargs=2,

@@ -18,14 +18,16 @@ from .finding import Finding, error, ok, warning
 __all__ = ["check_device", "check_output", "read_config"]
 
 
-def read_config(path: str, options: Sequence[str]) -> tuple[CfgNode | None, list[Finding]]:
+def read_config(
+    path: str, options: Sequence[str], modules: Sequence[str] = ()
+) -> tuple[CfgNode | None, list[Finding]]:
     """Read the config.
 
     Returns:
         The frozen config, or None if it cannot be used, and what was found.
     """
     try:
-        cfg = load_config(path, options)
+        cfg = load_config(path, options, modules)
     except (D2kdError, OSError) as problem:
         return None, [error("config", str(problem))]
     cfg.freeze()

@@ -24,7 +24,9 @@ from ..checkpoint.weights import (
 from ..modeling import Distiller
 from ..modeling.build import build_teacher, read_teacher_config
 from ..modeling.head_checks import why_unreadable
+from ..modeling.lazy_teacher import is_lazy
 from ..modeling.parts import build_detector
+from ..modeling.square_padding import square_size
 from ..utils.errors import D2kdError, PairMismatchError, WeightsError
 from ..utils.text import first_few
 from .finding import Finding, error, ok, warning
@@ -35,6 +37,7 @@ __all__ = [
     "check_frozen",
     "check_inherit",
     "check_pixels",
+    "check_square",
     "check_readable",
     "load_checkpoint",
     "load_start",
@@ -69,7 +72,10 @@ def build(cfg: CfgNode) -> tuple[nn.Module | None, list[Finding]]:
         return None, [_build_error(problem)]
     count = len(model.teacher.model.state_dict())
     weights = model.teacher.fingerprint["weights"]
-    teacher = ok("teacher", f"all of its {count} tensors are in {weights}")
+    text = f"all of its {count} tensors are in {weights}"
+    if is_lazy(read_teacher_config(cfg)):
+        text += f"; Python code builds it, {cfg.DISTILL.TEACHER.CONFIG_FILE}"
+    teacher = ok("teacher", text)
     return model, [teacher, _describe_pair(model)]
 
 
@@ -121,6 +127,18 @@ def check_pixels(cfg: CfgNode) -> list[Finding]:
                 ok("channel order", f"{ours} images are converted to {theirs} for the teacher")
             )
     return found
+
+
+def check_square(cfg: CfgNode, model: Distiller) -> list[Finding]:
+    """Whether images can be larger than the square to which a teacher such as ViTDet pads."""
+    square, longest = square_size(model.teacher.model.backbone), cfg.INPUT.MAX_SIZE_TRAIN
+    if not square:
+        return []
+    text = f"the teacher pads images to {square}x{square}; INPUT.MAX_SIZE_TRAIN is {longest}"
+    if longest > square or 0 in cfg.INPUT.MIN_SIZE_TRAIN:
+        advice = f"a larger image stops the training: set it to {square}, unless a mapper of your "
+        return [warning("square", text, advice + "own keeps them smaller")]
+    return [ok("square", text)]
 
 
 def _pixels_of(cfg: CfgNode, who: str) -> Finding:

@@ -55,6 +55,7 @@ def diagnose(
     images: int | None = None,
     target: float = 0.5,
     weights: str | None = None,
+    modules: Sequence[str] = (),
     say: Say | None = None,
 ) -> list[Finding]:
     """Run every check; nothing is written.
@@ -69,13 +70,14 @@ def diagnose(
             suggested.
         weights: a checkpoint of a run of this config, at which ratios and gradients are measured
             too.
+        modules: names after ``--import``.
         say: called with each finding as soon as it is made.
 
     Returns:
         All findings, in the order in which they were made.
     """
     began, notes = time.perf_counter(), _Notes(say)
-    cfg, findings = read_config(config_file, options)
+    cfg, findings = read_config(config_file, options, modules)
     if not notes.add(*findings):
         return notes.findings
     seed_all_rng(max(cfg.SEED, 0))
@@ -98,6 +100,7 @@ def diagnose(
         known = starting_names(loaded, inherited)
         notes.add(*model_checks.check_frozen(cfg, model, known))
     if isinstance(model, Distiller):
+        notes.add(*model_checks.check_square(cfg, model))
         notes.add(model_checks.check_adapters(cfg, model), check_classes_of_pair(cfg, model))
         if model.teacher.cache is not None:
             fine = notes.add(check_cache(cfg, model))

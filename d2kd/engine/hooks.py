@@ -15,7 +15,7 @@ from .gradient_hook import build_gradient_hook
 from .loss_schedule import build_schedule
 from .unwrap import unwrap
 
-__all__ = ["DistillLossHook", "LossRatioHook", "build_distill_hooks"]
+__all__ = ["DistillLossHook", "LossRatioHook", "build_composed_hooks", "build_distill_hooks"]
 
 
 class DistillLossHook(HookBase):
@@ -107,3 +107,17 @@ def build_distill_hooks(cfg: CfgNode) -> list[HookBase]:
         *([gradients] if gradients else []),
         LossRatioHook(names),
     ]
+
+
+def build_composed_hooks(model: nn.Module, period: int = 20) -> list[HookBase]:
+    """The hooks of a model from ``Distiller.compose``, for ``register_hooks`` of any trainer.
+
+    They come before the hook that writes the metrics.
+
+    Args:
+        model: possibly wrapped in DistributedDataParallel.
+        period: iterations between two calls of the metrics' writers.
+    """
+    schedules = unwrap(model).schedules
+    hooks = [DistillLossHook(name, schedule) for name, schedule in schedules.items()]
+    return [*hooks, LossRatioHook(list(schedules), period)]

@@ -24,6 +24,7 @@ from ..checkpoint import (
     describe_other_classes,
     end_if_over,
     evaluate_step_before,
+    fingerprint_tensors,
     init_from_teacher,
     remove_unfinished,
     starting_names,
@@ -65,7 +66,7 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
         self.register_hooks(self._stop.add_to(hooks))
         if comm.is_main_process():
             remove_unfinished(self.cfg.OUTPUT_DIR)
-            write_student_config(self.cfg)
+            self.write_student_config()
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -91,7 +92,7 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
         model, trainer = unwrap(self.model), weakref.proxy(self)
         if not self.cfg.DISTILL.ENABLED:
             return build_checkpointer(self.cfg, trainer, model, classes=class_names(self.cfg))
-        teacher = model.teacher.fingerprint
+        teacher = model.teacher.fingerprint or fingerprint_tensors(model.teacher.model)
         return build_checkpointer(
             self.cfg,
             trainer,
@@ -113,8 +114,16 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
             # same step.
             writers = [i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicWriter)]
             at = writers[0] if writers else len(hooks)
-            hooks[at:at] = build_distill_hooks(self.cfg)
+            hooks[at:at] = self.build_loss_hooks()
         return hooks
+
+    def build_loss_hooks(self) -> list[HookBase]:
+        """The hooks that compute the distillation losses."""
+        return build_distill_hooks(self.cfg)
+
+    def write_student_config(self) -> None:
+        """Write student.yaml into OUTPUT_DIR; the main process calls it."""
+        write_student_config(self.cfg)
 
     def before_train(self) -> None:
         """Run all hooks, then continue the random streams, which hooks may have used."""

@@ -64,6 +64,7 @@ class FeatureLoss(nn.Module):
         self.weight = weight
         self.sum_channels = channels == "sum"
         self.adapters = adapters
+        self.mask_name = mask
         self.mask = bind(mask_function, mask_args)
         self.min_total = mask_function.min_total
         self.reduce = reduce

@@ -2,18 +2,21 @@
 """Detectors, and the meta-architecture that runs a student and its teacher on each batch."""
 
 from . import backbone  # noqa: F401  registers timm's networks
+from .build import load_teacher
+from .compose import DistillLoss, feature_loss
 from .distiller import LOSS_PREFIX, Distiller, split_losses
 from .meta_arch import fcos, gfl  # noqa: F401  registers meta-architectures
 from .paired_forward import dense, features, rcnn  # noqa: F401  registers the paired forwards
 from .paired_forward.registry import PAIR_FORWARD_REGISTRY
-from .roi_heads import SharedProposalROIHeads
 from .teacher import FrozenTeacher
 
 __all__ = [
     "LOSS_PREFIX",
     "PAIR_FORWARD_REGISTRY",
+    "DistillLoss",
     "Distiller",
     "FrozenTeacher",
-    "SharedProposalROIHeads",
+    "feature_loss",
+    "load_teacher",
     "split_losses",
 ]

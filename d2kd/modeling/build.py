@@ -3,24 +3,33 @@
 
 import os
 
-from detectron2.config import CfgNode, get_cfg
+import torch
+from detectron2.config import CfgNode
 from detectron2.model_zoo import get_checkpoint_url, get_config_file
 from torch import nn
 
 from ..checkpoint.weights import load_weights_strict, resolve_weights
-from ..config.defaults import add_d2kd_config
 from ..config.load import merge_file
 from ..config.timm import forget_start
 from ..config.unset_keys import refuse_unset_keys
+from ..config.user_modules import default_config
 from ..model_zoo import find_config_file
 from ..utils.errors import ConfigError, PairMismatchError, WeightsError
 from ..utils.files import sha256
 from .compatibility import check_backbone
+from .lazy_teacher import build_lazy_model, is_lazy, lazy_weights, read_lazy_config
 from .parts import build_detector, check_parts
 from .teacher import FrozenTeacher
 from .teacher_cache.build import build_teacher_cache
 
-__all__ = ["build_student", "build_teacher", "check_parts", "read_teacher_config"]
+__all__ = [
+    "build_student",
+    "build_teacher",
+    "build_teacher_model",
+    "check_parts",
+    "load_teacher",
+    "read_teacher_config",
+]
 
 
 def build_student(cfg: CfgNode) -> nn.Module:
@@ -39,24 +48,32 @@ def read_teacher_config(cfg: CfgNode) -> CfgNode:
     """The teacher's own config, with MODEL.WEIGHTS resolved and on the student's device.
 
     Raises:
-        ConfigError: DISTILL.TEACHER.CONFIG_FILE is neither a file nor a model-zoo name.
+        ConfigError: DISTILL.TEACHER.CONFIG_FILE is neither a file nor a model-zoo name, or the
+            LazyConfig file that it names fails.
         WeightsError: the model zoo has no weights for it.
     """
     name = cfg.DISTILL.TEACHER.CONFIG_FILE
     if not name:
         raise ConfigError(
             "DISTILL.TEACHER.CONFIG_FILE is empty: set it to a model-zoo name "
-            "('COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml') or to the path of a yaml file"
+            "('COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml') or to the path of a yaml or .py file"
         )
-    teacher_cfg = get_cfg()
-    add_d2kd_config(teacher_cfg)
-    # A user's file may not run code; a file installed with Detectron2 may.
-    named_by, own = "DISTILL.TEACHER.CONFIG_FILE", os.path.isfile(name)
-    merge_file(teacher_cfg, name if own else _find_in_zoo(name), named_by, trusted=not own)
-    refuse_unset_keys(teacher_cfg, f"{named_by} {name}")
-    teacher_cfg.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or _zoo_weights(name)
+    own = os.path.isfile(name)
+    path = name if own else _find_in_zoo(name)
+    lazy = path.endswith(".py")
+    teacher_cfg = read_lazy_config(path) if lazy else _read_yaml(path, trusted=not own)
+    found = cfg.DISTILL.TEACHER.WEIGHTS or (lazy and lazy_weights(name, path))
+    teacher_cfg.MODEL.WEIGHTS = found or _zoo_weights(name)
     teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
     forget_start(teacher_cfg)
+    return teacher_cfg
+
+
+def _read_yaml(path: str, trusted: bool) -> CfgNode:
+    """A user's file may not run code; a file of the model zoos may."""
+    named_by, teacher_cfg = "DISTILL.TEACHER.CONFIG_FILE", default_config()
+    merge_file(teacher_cfg, path, named_by, trusted)
+    refuse_unset_keys(teacher_cfg, f"{named_by} {path}")
     return teacher_cfg
 
 
@@ -79,6 +96,13 @@ def _zoo_weights(name: str) -> str:
             f"there are no model-zoo weights for {name!r}: set DISTILL.TEACHER.WEIGHTS to the "
             "path, URL or detectron2:// address of the teacher's checkpoint"
         ) from error
+
+
+def build_teacher_model(teacher_cfg: CfgNode) -> nn.Module:
+    """The teacher's detector with random weights, from its yaml's keys or its LazyConfig file."""
+    if is_lazy(teacher_cfg):
+        return build_lazy_model(teacher_cfg)
+    return build_detector(teacher_cfg, "the teacher's")
 
 
 def build_teacher(
@@ -114,7 +138,7 @@ def build_teacher(
     path = resolve_weights(weights, "DISTILL.TEACHER.WEIGHTS")
     # Of the very file that is read next: it may be replaced while the student trains.
     fingerprint = {"weights": weights, "sha256": sha256(path)}
-    model = build_detector(teacher_cfg, "the teacher's")
+    model = build_teacher_model(teacher_cfg)
     check_backbone(model, "the teacher's")
     if not (hasattr(model, "preprocess_image") or hasattr(model, "pixel_mean")):
         raise PairMismatchError(
@@ -135,3 +159,38 @@ def build_teacher(
         classes=loaded.classes,
         cache=cache,
     )
+
+
+def load_teacher(
+    config_file: str,
+    weights: str = "",
+    *,
+    device: str = "cpu",
+    input_format: str = "BGR",
+    layout: str = "auto",
+    compiled: bool = False,
+    precision: str = "student",
+) -> FrozenTeacher:
+    """A teacher by the name of its config, for ``Distiller.compose``.
+
+    Args:
+        config_file, weights: as DISTILL.TEACHER.CONFIG_FILE and WEIGHTS.
+        device: the student's.
+        input_format: order of channels of the batches.
+        layout, compiled, precision: of ``FrozenTeacher``.
+
+    Raises:
+        ConfigError, WeightsError, PairMismatchError: as ``read_teacher_config`` and
+            ``build_teacher``.
+    """
+    cfg = default_config()
+    cfg.DISTILL.TEACHER.CONFIG_FILE, cfg.DISTILL.TEACHER.WEIGHTS = config_file, weights
+    cfg.MODEL.DEVICE = device
+    with torch.random.fork_rng(devices=[]):
+        return build_teacher(
+            read_teacher_config(cfg),
+            input_format,
+            layout=layout,
+            compiled=compiled,
+            precision=precision,
+        )

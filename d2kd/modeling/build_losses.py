@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..losses.adapters import build_adapters
 from ..losses.classification import ClassificationLoss
-from ..losses.feature import FeatureLoss
 from ..losses.regression import RegressionLoss
-from .compatibility import check_dense_levels, check_levels, check_pair
+from .compatibility import check_dense_levels, check_pair
+from .compose import feature_loss
 from .head_checks import check_heads
 
 __all__ = ["build_distill_losses", "union_of_requires"]
@@ -22,21 +21,20 @@ def _parameters(node: CfgNode, name: str) -> dict[str, object]:
 
 
 def _build_feature(cfg: CfgNode, student: nn.Module, teacher: nn.Module) -> nn.Module:
-    node, shapes = cfg.DISTILL.FEATURE, student.backbone.output_shape()
-    levels = node.LEVELS or list(shapes)
-    check_levels(levels, student, teacher)
-    loss = FeatureLoss(
+    node = cfg.DISTILL.FEATURE
+    loss = feature_loss(
+        levels=node.LEVELS,
         weight=node.WEIGHT,
         mask=node.MASK,
         mask_args=_parameters(cfg.DISTILL.MASKS, node.MASK),
         distance=node.DISTANCE,
         distance_args=_parameters(cfg.DISTILL.DISTANCES, node.DISTANCE),
         channels=node.CHANNELS,
-        adapters=build_adapters(node.ADAPTER, levels, shapes, teacher.backbone.output_shape()),
+        adapter=node.ADAPTER,
         reduce=cfg.DISTILL.REDUCE_NORMALIZERS,
-    )
+    )(student, teacher)
     if "dense_logits" in loss.requires:
-        check_dense_levels(cfg, levels)
+        check_dense_levels(cfg, list(loss.adapters))
     return loss
 
 

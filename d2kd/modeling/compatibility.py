@@ -11,6 +11,7 @@ from ..config.detectors import Detector, get_detector, plain_facts
 from ..config.spelling import same_value
 from ..losses.masks import MASK_REGISTRY
 from ..utils.errors import ConfigError, PairMismatchError
+from .square_padding import square_size
 
 __all__ = ["WITHOUT", "check_backbone", "check_dense_levels", "check_levels", "check_pair"]
 
@@ -194,7 +195,8 @@ def check_levels(levels: Iterable[str], student: nn.Module, teacher: nn.Module) 
         "student": student.backbone.size_divisibility,
         "teacher": teacher.backbone.size_divisibility,
     }
-    if len(set(pads.values())) > 1:
+    # Maps of a teacher that pads to a square are cropped to the student's.
+    if len(set(pads.values())) > 1 and not square_size(teacher.backbone):
         raise PairMismatchError(
             f"the backbones pad images to multiples of {pads}, so their features do not align: "
             "choose another DISTILL.TEACHER.CONFIG_FILE"

@@ -2,12 +2,13 @@
 """The meta-architecture that a frozen teacher and a trainable student share."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
+from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor, nn
 
 from ..config.validation import check_config
@@ -16,6 +17,7 @@ from ..utils.rng_state import get_random_state
 from .build import build_student, build_teacher, read_teacher_config
 from .build_losses import build_distill_losses, union_of_requires
 from .class_names import check_class_names, teacher_class_names
+from .compose import check_composed, compose_losses, compose_teacher, student_facts
 from .paired_forward.registry import PairForward, RequiredOutputs, get_paired_forward
 from .teacher import FrozenTeacher
 
@@ -66,6 +68,7 @@ class Distiller(nn.Module):
         forward_pair: PairForward,
         proposals: str = "student",
         cross_head: int = 0,
+        schedules: Mapping[str, ParamScheduler] | None = None,
     ):
         """
         Args:
@@ -77,6 +80,8 @@ class Distiller(nn.Module):
             proposals: "student" or "union"; two-stage detectors only.
             cross_head: how many of the last convolutions of the teacher's head the student's head
                 features go through; dense detectors only.
+            schedules: loss name -> factor over the training's progress, for
+                ``d2kd.engine.build_composed_hooks``; a cfg has its own.
         """
         super().__init__()
         self.student = student
@@ -88,6 +93,7 @@ class Distiller(nn.Module):
         self._loss_hooks: dict[str, LossHook] = {}
         self._terms_hook: TermsHook | None = None
         self._finished: set[str] = set()
+        self.schedules = dict(schedules or {})
         teacher.reuse_student_inputs(student)
         self.last_step: StepRecord | None = None
 
@@ -122,6 +128,47 @@ class Distiller(nn.Module):
             "proposals": cfg.DISTILL.PROPOSALS,
             "cross_head": cfg.DISTILL.CROSS_HEAD,
         }
+
+    @classmethod
+    def compose(
+        cls,
+        *,
+        student: nn.Module,
+        teacher: nn.Module,
+        losses: Mapping[str, Any],
+        proposals: str = "student",
+        cross_head: int = 0,
+        datasets: Sequence[str] = (),
+    ) -> "Distiller":
+        """Build and check the pair from parts, without any cfg.
+
+        Args:
+            student: the detector to train, with its starting weights or to be loaded later.
+            teacher: a detector with its weights loaded, from ``load_teacher`` or any other.
+            losses: name -> a ``DistillLoss``, its parts as a sequence (loss, weight, schedule), or
+                the loss alone: a module, or ``feature_loss(...)``.
+            proposals, cross_head: of the constructor.
+            datasets: names of registered training sets, whose classes are compared with those that
+                the teacher's checkpoint names.
+
+        Raises:
+            ConfigError, PairMismatchError: a loss does not fit the detectors, or they do not fit
+                each other in what the losses compare.
+        """
+        frozen = compose_teacher(student, teacher)
+        modules, schedules = compose_losses(losses, student, frozen.model)
+        options: dict[str, Any] = {"proposals": proposals, "cross_head": cross_head}
+        cfg = student_facts(student, modules, datasets=datasets, **options)
+        check_composed(cfg, student, frozen, modules)
+        check_class_names(cfg, frozen.classes, union_of_requires(modules.values()))
+        return cls(
+            student=student,
+            teacher=frozen,
+            distill_losses=modules,
+            forward_pair=get_paired_forward(cfg),
+            schedules=schedules,
+            **options,
+        )
 
     @property
     def device(self) -> torch.device:

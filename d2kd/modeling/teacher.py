@@ -14,6 +14,7 @@ import torch
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from .square_padding import check_fits_square, crop_maps, pad_to_square, padded_size, square_size
 from .teacher_cache.cached_maps import MapsByPart, TeacherCache
 
 __all__ = ["FrozenTeacher"]
@@ -58,6 +59,9 @@ class FrozenTeacher(nn.Module):
         self.classes = tuple(classes)
         self.cache = cache
         self._reuses_student_inputs = False
+        self._square = square_size(model.backbone)
+        # To which the student pads; known with the student.
+        self._multiple = model.backbone.size_divisibility
         self._precision = precision
         on_cpu = model.device.type == "cpu"
         if on_cpu and precision == "float16":
@@ -78,7 +82,11 @@ class FrozenTeacher(nn.Module):
         return super().train(False)
 
     def reuse_student_inputs(self, student: nn.Module) -> None:
-        """From now on take the student's prepared images, if both prepare them alike."""
+        """From now on take the student's prepared images, if both prepare them alike.
+
+        Maps of a teacher that pads to a square are cropped to the student's padded images.
+        """
+        self._multiple = student.backbone.size_divisibility
         ours, theirs = self.model, student
         padding = [
             (x.backbone.size_divisibility, getattr(x.backbone, "padding_constraints", None))
@@ -138,21 +146,28 @@ class FrozenTeacher(nn.Module):
         self, batch: list[dict], prepared: ImageList | None = None
     ) -> dict[str, Tensor]:
         """Backbone features of a batch, prepared by the teacher's own statistics and padding."""
-        images = prepared
-        if prepared is None or not self._reuses_student_inputs:
-            images = self.preprocess(batch)
+        own = prepared is None or not self._reuses_student_inputs
+        images = self.preprocess(batch) if own else prepared
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
         with self.computing():
             backbone = self._backbone or self.model.backbone
             features = backbone(images.tensor.contiguous(memory_format=layout))
+        if own and self._square:
+            size = padded_size(batch, self._multiple)
+            if prepared is not None:
+                size = tuple(prepared.tensor.shape[-2:])
+            features = crop_maps(features, self.model.backbone.output_shape(), size)
         return self.as_float32(features)
 
     def preprocess(self, batch: list[dict]) -> ImageList:
         """The batch normalised and padded as the teacher was trained."""
+        if self._square:
+            check_fits_square(batch, self._square)
         if self.swap_channels:
             batch = [{"image": x["image"].flip(0)} for x in batch]
         if hasattr(self.model, "preprocess_image"):
-            return self.model.preprocess_image(batch)
+            images = self.model.preprocess_image(batch)
+            return pad_to_square(images, self._square) if self._square else images
         # Detectron2's ProposalNetwork and, in 0.6, SemanticSegmentor do this in their forward.
         model = self.model
         images = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in batch]

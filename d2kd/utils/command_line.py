@@ -10,7 +10,12 @@ from contextlib import contextmanager
 
 from .errors import D2kdError
 
-__all__ = ["USER_ERROR_STATUS", "add_traceback_option", "exit_on_user_error"]
+__all__ = [
+    "USER_ERROR_STATUS",
+    "add_import_option",
+    "add_traceback_option",
+    "exit_on_user_error",
+]
 
 # As argparse's, of options that it does not know.
 USER_ERROR_STATUS = 2
@@ -22,6 +27,19 @@ def add_traceback_option(parser: ArgumentParser) -> None:
     """Add ``--traceback``, the argument of ``exit_on_user_error``."""
     parser.add_argument(
         "--traceback", action="store_true", help="show where in the code an error was found"
+    )
+
+
+def add_import_option(parser: ArgumentParser) -> None:
+    """Add ``--import``, repeatable, to ``modules``: what ``load_config`` imports first."""
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a Python module of your own that registers parts or data sets, and may add keys by "
+        "its function add_config; repeatable",
     )
 
 

@@ -1,10 +1,11 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
-"""A user's mistake, in five kinds; every message names a file or key and what to set it to."""
+"""A user's mistake, in six kinds; every message names a file or key and what to set it to."""
 
 __all__ = [
     "ConfigError",
     "D2kdError",
     "DatasetError",
+    "ExportError",
     "PairMismatchError",
     "ResumeError",
     "WeightsError",
@@ -33,3 +34,7 @@ class DatasetError(D2kdError):
 
 class ResumeError(D2kdError):
     """A run cannot be resumed from its checkpoint."""
+
+
+class ExportError(D2kdError):
+    """An exported file does not agree with the detector that it was made from."""

@@ -36,6 +36,11 @@ class Sample:
         low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
         return high - low
 
+    @property
+    def p90(self) -> float:
+        """What nine in ten of the times are below."""
+        return statistics.quantiles(self.values, n=10, method="inclusive")[-1]
+
 
 def wait() -> None:
     """Wait until the GPU has finished its work."""

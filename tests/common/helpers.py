@@ -97,10 +97,10 @@ def spread(model):
 
 
 def build_pair(*opts, seed=0):
-    """A stock student, a copy of it with shared proposals, and a teacher of its own weights."""
+    """A stock student, a copy of it, and a teacher of its own weights."""
     torch.manual_seed(seed)
     stock = build_model(plain_cfg(*opts)).train()
-    student = build_model(plain_cfg("MODEL.ROI_HEADS.NAME", "SharedProposalROIHeads", *opts))
+    student = build_model(plain_cfg(*opts))
     student.load_state_dict(copy.deepcopy(stock.state_dict()), strict=True)
     teacher = FrozenTeacher(spread(build_model(plain_cfg(*opts, *TEACHER_WIDTH))))
     return stock, student.train(), teacher

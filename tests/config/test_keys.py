@@ -12,8 +12,9 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from d2kd.config.defaults import add_d2kd_config, get_value
-from d2kd.config.load import all_keys
+from d2kd.config.load import all_keys, load_config
 from d2kd.losses import DISTANCE_REGISTRY, MASK_REGISTRY
+from d2kd.utils.errors import ConfigError
 from tests.common import ROOT
 from tests.common.tiny_dense import dense_cfg
 
@@ -106,3 +107,9 @@ def test_every_key_of_a_detector_changes_it(key):
         torch.manual_seed(0)
         found.append(_construct(cfg))
     assert found[0] == found[1] != found[2]
+
+
+def test_a_lazyconfig_is_sent_to_its_own_tool(tmp_path):
+    (tmp_path / "a.py").write_text("1 / 0")
+    with pytest.raises(ConfigError, match="a.py is Python code, .* tools/lazyconfig_train_net.py"):
+        load_config(str(tmp_path / "a.py"))

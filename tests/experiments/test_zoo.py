@@ -11,7 +11,7 @@ from tests.common import ROOT
 
 ALL = dict.fromkeys(ROLES, YES)
 THIN = {**NARROW, "MODEL.RESNETS.DEPTH": 50, "MODEL.RESNETS.NUM_GROUPS": 1}
-ROW = re.compile(r"^\| ([\w-]+/\S+) \| (.*) \|$", re.M)
+ROW = re.compile(r"^\| ([\w.-]+/\S+) \| (.*) \|$", re.M)
 
 
 def page():

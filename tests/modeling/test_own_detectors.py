@@ -11,7 +11,7 @@ from detectron2.structures import ImageList
 from torch import nn
 
 from d2kd.config.detectors import get_detector, plain_facts
-from d2kd.modeling import SharedProposalROIHeads, split_losses
+from d2kd.modeling import split_losses
 from d2kd.modeling.paired_forward.box_heads import box_predictions
 from d2kd.utils.errors import PairMismatchError
 from tests.common.architectures import check_gradients, whole_batch
@@ -83,10 +83,6 @@ class SilentHeads(StandardROIHeads):
         return {"loss_box": self.box_predictor(self.box_head(pooled))[1].abs().mean()}
 
 
-class SharedHeads(SharedProposalROIHeads):
-    pass
-
-
 class ScaledHeads(StandardROIHeads):
     """Boxes by a method of its own."""
 
@@ -98,7 +94,7 @@ class ScaledHeads(StandardROIHeads):
 def registered(monkeypatch):
     for registry, classes in (
         (META_ARCH_REGISTRY, (RCNNWithMore, RetinaWithMore, Alone, Twice)),
-        (ROI_HEADS_REGISTRY, (SpareHeads, SilentHeads, SharedHeads, ScaledHeads)),
+        (ROI_HEADS_REGISTRY, (SpareHeads, SilentHeads, ScaledHeads)),
     ):
         monkeypatch.setattr(registry, "_obj_map", dict(registry))
         for one in classes:
@@ -125,7 +121,6 @@ def _check(distiller, cfg, batch):
     [
         (["MODEL.META_ARCHITECTURE", "RCNNWithMore"], 3),
         (["MODEL.ROI_HEADS.NAME", "SpareHeads"], 3),
-        (["MODEL.ROI_HEADS.NAME", "SharedHeads"], 3),
         (["MODEL.META_ARCHITECTURE", "RetinaWithMore", *RETINA], 3),
         (["MODEL.META_ARCHITECTURE", "RetinaWithMore", *RETINA, "DISTILL.CROSS_HEAD", 1], 3),
         (["MODEL.META_ARCHITECTURE", "Alone", *FEATURES], 1),

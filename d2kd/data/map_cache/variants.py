@@ -1,13 +1,20 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """How many images a config's augmentation makes of one, each of which a cache must hold."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
-__all__ = ["Variant", "count_variants", "network_size", "variants_of"]
+from ...utils.errors import ConfigError
+from ...utils.rng_state import kept_random_state
+from .image_digest import image_digest
+
+__all__ = ["Variant", "check_variants", "count_variants", "network_size", "variants_of"]
+
+# Records of which a mapper's variants are counted.
+_TRIED = 2
 
 
 class Variant(NamedTuple):
@@ -45,6 +52,28 @@ def variants_of(cfg: CfgNode) -> Iterator[Variant]:
 def count_variants(cfg: CfgNode) -> int:
     """The number of outcomes of the config's augmentation."""
     return sum(1 for _ in variants_of(cfg))
+
+
+def check_variants(cfg: CfgNode, records: Sequence[dict[str, Any]], mapper: Callable) -> None:
+    """A mapper of one's own makes no more variants of an image than INPUT describes.
+
+    The first records are mapped a few times more often than there are variants. The random streams
+    stay where they were.
+
+    Raises:
+        ConfigError: it makes more; says how many were counted.
+    """
+    most = count_variants(cfg)
+    for i in range(min(_TRIED, len(records))):
+        with kept_random_state():
+            samples = [mapper(records[i]) for _ in range(2 * most + 2)]
+        found = len({image_digest(sample["image"]) for sample in samples if sample})
+        if found > most:
+            raise ConfigError(
+                f"the mapper made {found} different images of one in {len(samples)} calls, and "
+                f"INPUT describes {most}, so DISTILL.TEACHER.CACHE would hardly ever be hit: set "
+                "it to '', or leave out random augmentation other than the sizes and flips of INPUT"
+            )
 
 
 def network_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ...evaluation import check_test_sets
-from ...evaluation.coco import load_ground_truth
+from ...evaluation.ground_truth import load_ground_truth
 from ...utils.errors import DatasetError
 
 __all__ = ["EvaluationSet", "load_evaluation_sets"]

@@ -16,7 +16,6 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, Standar
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from ..roi_heads import SharedProposalROIHeads
 from ..teacher import FrozenTeacher
 from .box_coders import DeltaBoxCoder
 
@@ -35,7 +34,6 @@ _KNOWN_WAYS = {
     "_forward_box": (
         StandardROIHeads._forward_box,
         CascadeROIHeads._forward_box,
-        SharedProposalROIHeads._forward_box,
     ),
     "_shared_roi_transform": (Res5ROIHeads._shared_roi_transform,),
 }

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ...data.map_cache.stores import FolderStore, MapStore, MemoryStore
+from ..square_padding import square_size
 from .cached_maps import TeacherCache
 
 __all__ = ["build_teacher_cache", "byte_limit", "teacher_signature"]
@@ -46,7 +47,8 @@ def build_teacher_cache(
 
     def padding() -> dict:
         mean = model.pixel_mean.flip(0) if swapped else model.pixel_mean
-        return {"image": mean.expand(-1, _PADDING_SIZE, _PADDING_SIZE)}
+        side = min(_PADDING_SIZE, square_size(model.backbone) or _PADDING_SIZE)
+        return {"image": mean.expand(-1, side, side)}
 
     dtype = getattr(torch, cfg.DISTILL.TEACHER.CACHE_DTYPE)
     return TeacherCache(store, dtype=dtype, device=model.device, padding=padding)
@@ -62,6 +64,8 @@ def teacher_signature(cfg: CfgNode, teacher_cfg: CfgNode, sha256: str) -> dict[s
     model.defrost()
     for key in ("WEIGHTS", "DEVICE"):
         model.pop(key)
+    if "LAZY" in model:  # its text counts, not where it lies
+        model.LAZY.pop("FILE")
     node = cfg.DISTILL.TEACHER
     return {
         "format": _FORMAT,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import cascade_rcnn
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 from d2kd.modeling import FrozenTeacher
@@ -104,6 +104,7 @@ def test_a_box_without_area_has_finite_deltas():
         ("mask", "panoptic"),
         ("fast", "standard"),
         ("standard", "fast"),
+        ("moving", "moving"),
     ],
 )
 def test_any_two_of_them_compare_the_same_regions(student, teacher, proposals):
@@ -119,6 +120,9 @@ def test_any_two_of_them_compare_the_same_regions(student, teacher, proposals):
     count = len(step.regions)
     assert count and step.student.logits.shape == step.teacher.logits.shape == (count, K + 1)
     assert step.student.deltas.shape == step.teacher.deltas.shape == (count, 4)
+    # Also where the heads move the proposals after their losses.
+    truth = Boxes(step.region_gt_boxes)
+    assert (pairwise_iou(Boxes(step.regions), truth).diagonal() >= 0.5).all()
     for outputs, attached in ((step.student, True), (step.teacher, False)):
         assert outputs.logits.requires_grad == outputs.deltas.requires_grad == attached
         assert outputs.logits.isfinite().all() and outputs.deltas.isfinite().all()

@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils.events import EventStorage
 
-from d2kd.modeling import FrozenTeacher, SharedProposalROIHeads
+from d2kd.modeling import FrozenTeacher
 from d2kd.modeling.paired_forward.rcnn import forward_pair_rcnn
 from d2kd.modeling.paired_forward.registry import RequiredOutputs
 from tests.common.helpers import LEVELS, K, build_pair, count_calls, make_batch, run
@@ -41,20 +41,6 @@ def test_losses_and_gradients_are_stock(opts, boxes):
         sum(values.values()).backward()
     for ours, theirs in zip(student.parameters(), stock.parameters()):
         assert ours.grad is theirs.grad is None or torch.equal(ours.grad, theirs.grad)
-
-
-def test_shared_proposal_heads_are_the_standard_heads():
-    stock, student, _ = build_pair()
-    assert isinstance(student.roi_heads, SharedProposalROIHeads)
-    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (stock, student)]
-    assert list(shapes[0].items()) == list(shapes[1].items())
-    expected, losses = (run(model, make_batch()) for model in (stock, student))
-    assert all(torch.equal(losses[k], expected[k]) for k in expected)
-    found = [model.eval()(make_batch()) for model in (stock, student)]
-    for ours, theirs in zip(*found):
-        assert torch.equal(
-            ours["instances"].pred_boxes.tensor, theirs["instances"].pred_boxes.tensor
-        )
 
 
 def test_student_heads_run_once():
