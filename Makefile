@@ -1,4 +1,4 @@
-# `make demo`, `make test` and `make lint` set up what they need in .venv; a second call finds it.
+# `make demo`, `make cards`, `make test` and `make lint` set up what they need in .venv; a second call finds it.
 PYTHON ?= python3
 # Processes that run the tests; JOBS=0 runs them in one, as a debugger needs it.
 JOBS ?= 2
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip
 
-.PHONY: all demo test test-slow lint clean
+.PHONY: all demo cards bccd test test-slow lint clean
 .DELETE_ON_ERROR:
 
 all: $(STAMP)
@@ -15,11 +15,18 @@ all: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py
 
+# The demo on photographs. Each says which git command brings them, and trains its teacher first.
+cards: $(STAMP)
+	$(BIN)/python tools/demo.py --data cards
+
+bccd: $(STAMP)
+	$(BIN)/python tools/demo.py --data bccd
+
 # The tests of a file stay in one process: they share trained detectors.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10
 
-# A training that is killed and resumed repeatedly; it prints each start.
+# A training that is killed and resumed repeatedly, which prints each start; and the notebook.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -rP --show-capture=stdout
 
@@ -30,7 +37,8 @@ lint: $(STAMP)
 
 # What training wrote under output/ stays, apart from the demo's.
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis output/demo
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	    output/demo output/demo_cards output/demo_bccd
 
 # opencv-python needs libGL, which servers and containers often lack. There its headless build
 # replaces it. It never stands beside it: both write the folder cv2. `pip check` then reports that

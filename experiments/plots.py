@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 _COLOURS = ("#e6194b", "#4363d8", "#f58231", "#3cb44b", "#b42ee6", "#00b7c7", "#ffd400", "#f032e6")
-_ENLARGE = 3
+# Small images are enlarged to about this width, in pixels, to be drawn smoothly.
+_SHARP = 480
 
 
 class Detections(NamedTuple):
@@ -72,7 +73,8 @@ def detections_grid(
 
 def _draw(axis: Axes, image: np.ndarray, found: Detections) -> None:
     height, width = image.shape[:2]
-    large = cv2.resize(image, None, fx=_ENLARGE, fy=_ENLARGE, interpolation=cv2.INTER_CUBIC)
+    factor = max(1, _SHARP // width)
+    large = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
     axis.imshow(large, extent=(0, width, height, 0))
     axis.set_axis_off()
     for index, (x0, y0, x1, y1) in enumerate(found.boxes):
@@ -84,7 +86,7 @@ def _draw(axis: Axes, image: np.ndarray, found: Detections) -> None:
             text = f"{100 * found.scores[index]:.0f}"
             axis.text(
                 x0,
-                max(y0, 7),
+                max(y0, 0.045 * height),  # a label above the image would be cut off
                 text,
                 fontsize=7,
                 color="white",

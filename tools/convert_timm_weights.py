@@ -67,6 +67,7 @@ def main() -> int:
         if str(found) not in classes.split(","):
             print("the converted network is wrong: nothing is written", file=sys.stderr)
             return 1
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), args.output)
     print(f"{args.output}: {len(network.state_dict())} tensors of {args.name}")
     return 0

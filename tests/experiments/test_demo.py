@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from d2kd.data.datasets import synthetic_shapes as shapes
-from experiments import demo
+from experiments.demo import command
+from experiments.demo.teacher import teacher_config
 from tests.common import ROOT
 
 
@@ -73,7 +74,7 @@ def test_a_second_call_finds_everything_there(finished):
     assert (output / "distilled" / "model_final.pth").stat().st_mtime_ns == before
 
 
-def test_options_of_the_command_line_reach_both_students(tmp_path):
+def test_options_of_the_command_line_reach_both_students(tmp_path, monkeypatch):
     given = [
         "--output",
         str(tmp_path),
@@ -84,10 +85,11 @@ def test_options_of_the_command_line_reach_both_students(tmp_path):
         "SOLVER.BASE_LR",
         "0.5",
     ]
-    args = demo.parse_args(given)
-    teacher = demo.teacher_config(demo.read_config(str(ROOT / args.config_file), args.opts))
+    monkeypatch.chdir(ROOT)
+    args = command.parse_args(given)
+    teacher = teacher_config(command.read_config(args), "d2kd_shapes_test")
     for distil in (True, False):
-        run = demo.student_run("x", distil, teacher, args)
+        run = command.student_run("x", distil, teacher, args)
         opts = dict(zip(run.opts[::2], run.opts[1::2]))
         assert (opts["SOLVER.BASE_LR"], opts["SEED"]) == ("0.5", "4")
         assert (opts["MODEL.DEVICE"], opts["DISTILL.ENABLED"]) == ("cpu", str(distil))
@@ -104,12 +106,12 @@ def test_options_of_the_command_line_reach_both_students(tmp_path):
 def test_a_user_error_ends_the_demo_with_its_message(tmp_path, capsys, monkeypatch, opts, words):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as end:
-        demo.main(["--output", str(tmp_path), *opts])
+        command.main(["--output", str(tmp_path), *opts])
     printed = capsys.readouterr().err
     assert end.value.code == 2 and words in printed and "Traceback" not in printed
 
 
 def test_too_few_iterations_are_refused(capsys):
     with pytest.raises(SystemExit):
-        demo.parse_args(["--iterations", "3"])
+        command.parse_args(["--iterations", "3"])
     assert "set --iterations to 4 or more" in capsys.readouterr().err

@@ -1,0 +1,2 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
+"""``make demo``, ``make cards`` and ``make bccd``."""
