@@ -19,7 +19,7 @@ from .class_names import check_class_names, teacher_class_names
 from .paired_forward.registry import PairForward, RequiredOutputs, get_paired_forward
 from .teacher import FrozenTeacher
 
-__all__ = ["LOSS_PREFIX", "Distiller", "LossHook", "TermsHook", "split_losses"]
+__all__ = ["LOSS_PREFIX", "Distiller", "LossHook", "StepHook", "TermsHook", "split_losses"]
 
 # Before a distillation loss's name in what ``forward`` returns; the console prints "loss" ones.
 LOSS_PREFIX = "loss_distill_"
@@ -27,6 +27,8 @@ LOSS_PREFIX = "loss_distill_"
 LossHook = Callable[[nn.Module, DistillStep], LossTerms]
 # Called with (detection losses, terms by name, step); returns the terms to train with.
 TermsHook = Callable[[dict[str, Tensor], dict[str, LossTerms], DistillStep], dict[str, LossTerms]]
+# Called with (batch, step) after the losses.
+StepHook = Callable[[list[dict], DistillStep], None]
 
 Value = TypeVar("Value")
 
@@ -87,6 +89,7 @@ class Distiller(nn.Module):
         self.required = RequiredOutputs(requires, proposals, cross_head)
         self._loss_hooks: dict[str, LossHook] = {}
         self._terms_hook: TermsHook | None = None
+        self._step_hook: StepHook | None = None
         self._finished: set[str] = set()
         teacher.reuse_student_inputs(student)
         self.last_step: StepRecord | None = None
@@ -145,6 +148,13 @@ class Distiller(nn.Module):
         """Let ``hook`` see, and scale, what all loss hooks returned; None: nobody does."""
         self._terms_hook = hook
 
+    def register_step_hook(self, hook: StepHook | None) -> None:
+        """Let ``hook`` look at every step, without gradients, after its losses; None: nobody does.
+
+        It must leave the step, the networks and the random streams as they are.
+        """
+        self._step_hook = hook
+
     def finish_loss(self, name: str) -> None:
         """Say that the loss ``name`` will be 0 until a hook is registered for it again.
 
@@ -177,6 +187,9 @@ class Distiller(nn.Module):
         found = {name: self._get_hook(name)(module, step) for name, module in modules}
         if self._terms_hook:
             found = self._terms_hook(losses, found, step)
+        if self._step_hook:
+            with torch.no_grad():
+                self._step_hook(batch, step)
         losses.update((LOSS_PREFIX + name, terms.total) for name, terms in found.items())
         return losses, {name: terms.per_level for name, terms in found.items()}
 

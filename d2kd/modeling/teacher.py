@@ -149,14 +149,23 @@ class FrozenTeacher(nn.Module):
 
     def preprocess(self, batch: list[dict]) -> ImageList:
         """The batch normalised and padded as the teacher was trained."""
-        if self.swap_channels:
-            batch = [{"image": x["image"].flip(0)} for x in batch]
+        batch = self._in_own_format(batch)
         if hasattr(self.model, "preprocess_image"):
             return self.model.preprocess_image(batch)
         # Detectron2's ProposalNetwork and, in 0.6, SemanticSegmentor do this in their forward.
         model = self.model
         images = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in batch]
         return ImageList.from_tensors(images, model.backbone.size_divisibility)
+
+    def detect(self, batch: list[dict]) -> list[dict]:
+        """What the whole teacher finds on a batch, as its class returns it in eval mode."""
+        with self.computing():
+            return self.model(self._in_own_format(batch))
+
+    def _in_own_format(self, batch: list[dict]) -> list[dict]:
+        if not self.swap_channels:
+            return batch
+        return [{**x, "image": x["image"].flip(0)} for x in batch]
 
     @contextmanager
     def computing(self) -> Iterator[None]:

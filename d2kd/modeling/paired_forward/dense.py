@@ -86,6 +86,7 @@ def forward_pair_dense(
         activation="sigmoid",
         box_coder=box_coder_of(student),
         anchors=_level_anchors(student, anchors, labels),
+        region_image=rows[0],
     )
     return ours.losses, step
 
