@@ -46,6 +46,14 @@ def split_losses(losses: dict[str, Value]) -> tuple[dict[str, Value], dict[str, 
     return detection, distillation
 
 
+def _without_pictures(cfg: CfgNode) -> CfgNode:
+    """VIS_PERIOD is a hook's (``VisPeriodHook``): Detectron2's own drawing moves random streams."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.VIS_PERIOD = 0
+    return cfg
+
+
 @META_ARCH_REGISTRY.register()
 class Distiller(nn.Module):
     """Trains a student on its own losses plus distillation losses that hooks compute.
@@ -100,7 +108,7 @@ class Distiller(nn.Module):
         check_config(cfg)
         forward_pair = get_paired_forward(cfg)
         teacher_cfg = read_teacher_config(cfg)
-        student = build_student(cfg)
+        student = build_student(_without_pictures(cfg))
         # The student's random streams must not depend on its having a teacher: a distilled run
         # and its baseline with the same seed start alike and see the same batches. Weights are
         # drawn on the CPU; forking a GPU's stream would open every GPU in every process.
