@@ -16,6 +16,8 @@ from ..structures import DetectorOutputs, DistillStep
 
 __all__ = ["RegionView", "view_regions"]
 
+_BOXES = frozenset({"deltas", "box_bins"})
+
 
 class RegionView(NamedTuple):
     """The positive regions of one image; on the CPU.
@@ -55,8 +57,11 @@ def view_regions(losses: nn.ModuleDict, step: DistillStep, image: int) -> Region
     Returns:
         None where no loss reads a region.
     """
-    if step.region_image is None or not any(_reads_regions(x) for x in losses.values()):
+    read = frozenset().union(*(loss.requires for loss in losses.values()))
+    if step.region_image is None or not read & {"logits", *_BOXES}:
         return None
+    # A teacher may give boxes where only its classes are read.
+    of_boxes = bool(read & _BOXES)
     rows = step.region_image == image
     gate = _gate(losses)
     accepted = accepted_regions(step, gate) > 0 if gate else None
@@ -67,15 +72,11 @@ def view_regions(losses: nn.ModuleDict, step: DistillStep, image: int) -> Region
     return RegionView(
         regions=step.regions[rows].float().cpu(),
         truth=step.region_gt_boxes[rows].float().cpu(),
-        teacher=of_image(_boxes(step, step.teacher)),
-        student=of_image(_boxes(step, step.student)),
+        teacher=of_image(_boxes(step, step.teacher) if of_boxes else None),
+        student=of_image(_boxes(step, step.student) if of_boxes else None),
         accepted=of_image(accepted),
         gate=gate,
     )
-
-
-def _reads_regions(loss: nn.Module) -> bool:
-    return bool(loss.requires & {"logits", "deltas", "box_bins"})
 
 
 def _gate(losses: nn.ModuleDict) -> str:
