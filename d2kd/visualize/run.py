@@ -15,7 +15,12 @@ from detectron2.utils.events import EventStorage
 from ..checkpoint.init_from_teacher import init_from_teacher
 from ..checkpoint.student_weights import load_student_at, load_student_start
 from ..config.load import load_config
-from ..data import check_num_classes, class_names, register_custom_datasets
+from ..data import (
+    check_num_classes,
+    check_registered_sets,
+    class_names,
+    register_custom_datasets,
+)
 from ..modeling import Distiller
 from ..utils.device import device_or_cpu
 from ..utils.errors import ConfigError
@@ -46,8 +51,8 @@ def read_config(path: str, options: Sequence[str] = ()) -> CfgNode:
     cfg.MODEL.DEVICE, changed = device_or_cpu(cfg.MODEL.DEVICE)
     if changed:
         logger.warning(changed)
-    # Maps of these few images are not worth keeping.
-    cfg.DISTILL.TEACHER.CACHE = ""
+    # Maps of these few images are not worth keeping, and nothing is evaluated.
+    cfg.DISTILL.TEACHER.CACHE, cfg.DATASETS.TEST = "", ()
     cfg.freeze()
     return cfg
 
@@ -105,6 +110,7 @@ def view_images(cfg: CfgNode, count: int, seed: int, weights: str | None) -> Ite
         count, seed, weights: ``images``, ``seed`` and ``weights`` of ``visualize``.
     """
     register_custom_datasets(cfg)
+    check_registered_sets(cfg)
     check_num_classes(cfg)
     seed_all_rng(seed)
     samples = draw_samples(cfg, count, seed)

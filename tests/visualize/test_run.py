@@ -1,20 +1,21 @@
 # Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
 """The command: a picture of each image, at the start and at a checkpoint, and clear refusals."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from d2kd.modeling import Distiller
 from d2kd.utils.errors import ConfigError, DatasetError, WeightsError
 from d2kd.visualize import command
 from d2kd.visualize.run import read_config, view_images, visualize
+from d2kd.visualize.samples import draw_samples
 from tests.common import ROOT
-from tests.common.helpers import distill_cfg
+from tests.common.helpers import distill_cfg, plain_cfg
 from tests.common.written_config import write_config
 
 
@@ -103,14 +104,11 @@ def test_an_output_that_is_a_file_is_refused(config, tmp_path):
         visualize(config, [], tmp_path / "p")
 
 
-def test_a_set_without_boxes_is_refused(config, tmp_path):
-    path = tmp_path / "data" / "boxes.json"
-    content = json.loads(path.read_text())
-    for annotation in content["annotations"]:  # which no training sees
-        annotation["iscrowd"] = 1
-    path.write_text(json.dumps(content))
-    with pytest.raises(DatasetError, match="no image with a box"):
-        visualize(config, ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"], tmp_path / "p")
+def test_a_set_without_boxes_is_refused(clean_catalogs):
+    DatasetCatalog.register("empty", lambda: [{"file_name": "a.png", "annotations": []}] * 2)
+    opts = ["DATASETS.TRAIN", ["empty"], "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False]
+    with pytest.raises(DatasetError, match="empty.*no image with a box"):
+        draw_samples(plain_cfg(*opts), 2, 0)
 
 
 def test_weights_of_another_detector_are_refused(config, tmp_path):
