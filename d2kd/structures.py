@@ -119,6 +119,7 @@ class DistillStep:
         box_coder: the student's box encoding and box loss, in which the teacher's deltas are given;
             None where no loss reads a region.
         anchors: level name -> LevelAnchors of a dense head; empty for two-stage detectors.
+        region_image: (R,) int64, the image of each region; None where nobody says.
     """
 
     student: DetectorOutputs
@@ -133,6 +134,7 @@ class DistillStep:
     activation: str
     box_coder: BoxCoder
     anchors: dict[str, LevelAnchors] = field(default_factory=dict)
+    region_image: Tensor | None = None
 
     def __post_init__(self) -> None:
         rows = {
@@ -141,6 +143,8 @@ class DistillStep:
             for name, value in outputs.per_region().items()
         }
         rows.update(labels=len(self.labels), region_gt_boxes=len(self.region_gt_boxes))
+        if self.region_image is not None:
+            rows["region_image"] = len(self.region_image)
         wrong = {name: n for name, n in rows.items() if n != len(self.regions)}
         if wrong:
             raise ValueError(

@@ -53,7 +53,8 @@ NOTES = {
     "TEST.EXPECTED_RESULTS": "[task, metric, value, tolerance] holds for every test set; "
     "[set, task, metric, value, tolerance] for one",
     "TEST.DETECTIONS_PER_IMAGE": "also the metrics' limit, which is never below COCO's 100",
-    "VIS_PERIOD": "GeneralizedRCNN, and RetinaNet under a teacher; d2kd warns for the others",
+    "VIS_PERIOD": "with a teacher, what the losses compare; without, GeneralizedRCNN's pictures, "
+    "and d2kd warns for the others",
     "MODEL.LOAD_PROPOSALS": "with MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals, else refused",
     "DATASETS.PROPOSAL_FILES_TRAIN": "with MODEL.LOAD_PROPOSALS; refused without",
     "DATASETS.PROPOSAL_FILES_TEST": "with MODEL.LOAD_PROPOSALS; refused without",

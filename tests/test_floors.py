@@ -17,6 +17,7 @@ FLOORS = [
     ("data",),
     ("checkpoint", "evaluation"),
     ("modeling",),
+    ("visualize",),
     ("engine",),
     ("benchmark", "cache"),
     ("doctor", "export"),

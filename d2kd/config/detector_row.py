@@ -21,12 +21,13 @@ class PlainFacts:
         own_groups: nodes under MODEL that it reads, of those that one detector alone has; None if
             it may read anything.
         predicts: outputs of its inference that an evaluator reads; None if unknown.
-        draws: whether it draws training images (VIS_PERIOD): "always", "distilled" or "never".
+        draws: whether it draws training images without a teacher, with which d2kd does
+            (VIS_PERIOD).
     """
 
     own_groups: frozenset[str] | None = None
     predicts: frozenset[str] | None = None
-    draws: str = "always"
+    draws: bool = True
 
 
 @dataclass(frozen=True)

@@ -65,11 +65,11 @@ DETECTORS: dict[str, Detector] = {}
 _BOXES = frozenset({"instances"})
 # Meta-architectures of Detectron2 that have no row of their own.
 _WITHOUT_ROW = {
-    "SemanticSegmentor": PlainFacts(frozenset({"SEM_SEG_HEAD"}), frozenset({"sem_seg"}), "never"),
+    "SemanticSegmentor": PlainFacts(frozenset({"SEM_SEG_HEAD"}), frozenset({"sem_seg"}), False),
     "PanopticFPN": PlainFacts(
         _PROPOSALS | _ROI | {"SEM_SEG_HEAD", "PANOPTIC_FPN"},
         _BOXES | {"sem_seg", "panoptic_seg"},
-        "never",
+        False,
     ),
 }
 
@@ -173,7 +173,7 @@ register_detector(
         dense_levels_key="MODEL.RPN.IN_FEATURES",
         anchor_keys=_ANCHOR_KEYS,
         two_stage=True,
-        plain=PlainFacts(_PROPOSALS, frozenset({"proposals"}), "never"),
+        plain=PlainFacts(_PROPOSALS, frozenset({"proposals"}), False),
     )
 )
 register_detector(
@@ -186,7 +186,7 @@ register_detector(
         cross_head_keys=("MODEL.RETINANET.NUM_CONVS", "MODEL.FPN.OUT_CHANNELS"),
         box_keys=("MODEL.RETINANET.BBOX_REG_WEIGHTS", *_ANCHOR_KEYS),
         anchor_keys=_ANCHOR_KEYS,
-        plain=PlainFacts(frozenset({"RETINANET"}), _BOXES, "distilled"),
+        plain=PlainFacts(frozenset({"RETINANET"}), _BOXES, False),
     )
 )
 register_detector(
@@ -198,7 +198,7 @@ register_detector(
         dense_levels_key="MODEL.FCOS.IN_FEATURES",
         cross_head_keys=("MODEL.FCOS.NUM_CONVS", "MODEL.FPN.OUT_CHANNELS"),
         add_config=add_fcos_config,
-        plain=PlainFacts(frozenset({"FCOS"}), _BOXES, "never"),
+        plain=PlainFacts(frozenset({"FCOS"}), _BOXES, False),
     )
 )
 register_detector(
@@ -211,6 +211,6 @@ register_detector(
         cross_head_keys=("MODEL.GFL.NUM_CONVS", "MODEL.FPN.OUT_CHANNELS"),
         box_keys=("MODEL.GFL.REG_MAX", "MODEL.ANCHOR_GENERATOR.OFFSET"),
         add_config=add_gfl_config,
-        plain=PlainFacts(frozenset({"GFL"}), _BOXES, "never"),
+        plain=PlainFacts(frozenset({"GFL"}), _BOXES, False),
     )
 )

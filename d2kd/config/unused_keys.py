@@ -119,11 +119,8 @@ def _unread_switches(cfg: CfgNode) -> Iterator[str]:
     for key, head in (("MASK_ON", "mask"), ("KEYPOINT_ON", "keypoint")):
         if cfg.MODEL[key] and is_known_dense(cfg):
             yield f"MODEL.{key} is True, but MODEL.META_ARCHITECTURE {name} has no {head} head"
-    draws = plain_facts(cfg).draws
-    if cfg.VIS_PERIOD > 0 and (
-        draws == "never" or draws == "distilled" and not cfg.DISTILL.ENABLED
-    ):
-        yield f"VIS_PERIOD is {cfg.VIS_PERIOD}, but {name} draws no training images"
+    if cfg.VIS_PERIOD > 0 and not (cfg.DISTILL.ENABLED or plain_facts(cfg).draws):
+        yield f"VIS_PERIOD is {cfg.VIS_PERIOD}, but {name} alone draws no training images"
     if cfg.SOLVER.OPTIMIZER == "ADAMW":
         for key, default in (("MOMENTUM", 0.9), ("NESTEROV", False)):
             if cfg.SOLVER[key] != default:

@@ -7,20 +7,9 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..checkpoint.init_from_teacher import init_from_teacher
-from ..checkpoint.safe_load import safe_load
-from ..checkpoint.start import (
-    check_start,
-    describe_frozen_random,
-    describe_other_classes,
-    describe_start,
-)
-from ..checkpoint.weights import (
-    Loaded,
-    UnreachableError,
-    load_weights,
-    read_weights,
-    resolve_weights,
-)
+from ..checkpoint.start import describe_frozen_random, describe_other_classes, describe_start
+from ..checkpoint.student_weights import load_student_at, load_student_start
+from ..checkpoint.weights import Loaded, UnreachableError
 from ..modeling import Distiller
 from ..modeling.build import build_teacher, read_teacher_config
 from ..modeling.head_checks import why_unreadable
@@ -28,7 +17,6 @@ from ..modeling.lazy_teacher import is_lazy
 from ..modeling.parts import build_detector
 from ..modeling.square_padding import square_size
 from ..utils.errors import D2kdError, PairMismatchError, WeightsError
-from ..utils.text import first_few
 from .finding import Finding, error, ok, warning
 
 __all__ = [
@@ -160,42 +148,29 @@ def load_start(cfg: CfgNode, model: nn.Module) -> tuple[bool, Loaded | None, Fin
         Whether the student now has the weights that training starts from, how the file fitted, and
         what was found.
     """
-    weights = cfg.MODEL.WEIGHTS
-    if not weights:
-        return True, None, ok("start", "random weights: MODEL.WEIGHTS is empty")
     try:
-        path = resolve_weights(weights, "MODEL.WEIGHTS")
-        with read_weights("MODEL.WEIGHTS", weights):
-            loaded = load_weights(_student_of(model), path)
-        check_start(cfg, loaded)
+        loaded = load_student_start(cfg, _student_of(model))
     except UnreachableError as problem:
         advice = "training needs it: download it first, or run this where it can be downloaded"
         return False, None, warning("start", str(problem), advice)
     except D2kdError as problem:
         return False, None, error("start", str(problem))
+    if loaded is None:
+        return True, None, ok("start", "random weights: MODEL.WEIGHTS is empty")
     others = describe_other_classes(cfg, loaded)
     if others:
         advice = "the heads start from other classes: is that what is meant?"
         return True, loaded, warning("start", others, advice)
-    return True, loaded, ok("start", describe_start(weights, loaded))
+    return True, loaded, ok("start", describe_start(cfg.MODEL.WEIGHTS, loaded))
 
 
 def load_checkpoint(model: Distiller, weights: str) -> Finding:
     """Load a checkpoint of a run, with its adapters, into student and losses."""
     try:
-        path = resolve_weights(weights, "--weights")
-        with read_weights("--weights", weights):
-            loaded = load_weights(model.student, path)
-            adapters = safe_load(path).get("distill_losses")
-            if loaded.missing or loaded.wrong_shape:
-                lacking = [*loaded.missing, *loaded.wrong_shape]
-                text = f"{len(lacking)} of the student's tensors: {first_few(lacking)}"
-                raise WeightsError(f"it lacks {text}. Choose a checkpoint of this config's run")
-            if adapters is not None:
-                model.distill_losses.load_state_dict(adapters)
+        has_adapters = load_student_at(weights, model.student, model.distill_losses)
     except D2kdError as problem:
         return error("checkpoint", str(problem))
-    if adapters is None and list(model.distill_losses.parameters()):
+    if not has_adapters and list(model.distill_losses.parameters()):
         advice = "choose a checkpoint that d2kd wrote during this run"
         return warning("checkpoint", f"{weights} has no adapters: theirs are random", advice)
     return ok("checkpoint", f"{weights}: what follows was measured there")

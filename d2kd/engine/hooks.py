@@ -5,6 +5,7 @@ from itertools import takewhile
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
@@ -14,6 +15,7 @@ from ..structures import DistillStep, LossTerms
 from .gradient_hook import build_gradient_hook
 from .loss_schedule import build_schedule
 from .unwrap import unwrap
+from .vis_period import VisPeriodHook
 
 __all__ = ["DistillLossHook", "LossRatioHook", "build_composed_hooks", "build_distill_hooks"]
 
@@ -102,9 +104,11 @@ def build_distill_hooks(cfg: CfgNode) -> list[HookBase]:
     schedule = build_schedule(cfg)
     names = list(cfg.DISTILL.LOSSES)
     gradients = build_gradient_hook(cfg)
+    draws = cfg.VIS_PERIOD > 0 and comm.is_main_process()
     return [
         *(DistillLossHook(name, schedule) for name in names),
         *([gradients] if gradients else []),
+        *([VisPeriodHook(cfg)] if draws else []),
         LossRatioHook(names),
     ]
 

@@ -134,6 +134,7 @@ class ClassificationLoss(nn.Module):
         self.temperature = temperature
         self.reduce = reduce
         self.mask = None
+        self.where = where
         self.requires = frozenset({"logits"})
         if where != "positives":
             mask_function = MASK_REGISTRY.get(where)
@@ -152,7 +153,7 @@ class ClassificationLoss(nn.Module):
             return LossTerms(factor * self._positives(step), {})
         costs, masks = {}, {}
         for level in step.student.dense_logits:
-            costs[level], masks[level] = self._level(level, step)
+            costs[level], masks[level] = self.level_maps(level, step)
         if self.distance == "quality_focal":
             divisor = location_divisor(step, self.normalizer, self.reduce)
             sums = {level: (masks[level] * cost).sum() / divisor for level, cost in costs.items()}
@@ -175,8 +176,12 @@ class ClassificationLoss(nn.Module):
             count = losses.new_full((), len(student))
             return losses.sum() / normalizer(count, 1, self.reduce)
 
-    def _level(self, level: str, step: DistillStep) -> tuple[Tensor, Tensor]:
-        """Cost and mask of one level's locations, (N, H, W) each."""
+    def level_maps(self, level: str, step: DistillStep) -> tuple[Tensor, Tensor]:
+        """Cost and mask of one level's locations, (N, H, W) each, of a loss under a mask.
+
+        Raises:
+            PairMismatchError: if the level's logits differ in size between student and teacher.
+        """
         student, teacher = step.student.dense_logits[level], step.teacher.dense_logits[level]
         check_same_size(student, teacher, level, slice(None))
         with no_autocast(student):

@@ -2,10 +2,10 @@
 """The feature loss: a distance between adapted student and teacher features, under a mask.
 
 Shape shorthand in this file:
-    N: images in the batch; C, H, W: channels, height and width of a feature level
+    N: images in the batch; C, H, W: channels (of the teacher), height and width of a feature level
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,9 +16,25 @@ from .helpers import bind, check_same_size, full_precision, no_autocast, weighte
 from .masks import MASK_REGISTRY
 from .normalizer import masked_means
 
-__all__ = ["CHANNELS", "FeatureLoss"]
+__all__ = ["CHANNELS", "FeatureLoss", "LevelMaps"]
 
 CHANNELS = ("mean", "sum")
+
+
+class LevelMaps(NamedTuple):
+    """One level as the loss compares it.
+
+    Attributes:
+        student: (N, C, H, W) after the adapter.
+        teacher: (N, C, H, W).
+        cost: (N, H, W), their distance.
+        mask: (N, H, W), how much each cell of it counts.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    cost: Tensor
+    mask: Tensor
 
 
 class FeatureLoss(nn.Module):
@@ -61,6 +77,7 @@ class FeatureLoss(nn.Module):
         if not len(adapters):
             raise ConfigError("a feature loss needs at least one level: set DISTILL.FEATURE.LEVELS")
         mask_function = MASK_REGISTRY.get(mask)
+        self.mask_name, self.distance_name = mask, distance
         self.weight = weight
         self.sum_channels = channels == "sum"
         self.adapters = adapters
@@ -79,12 +96,17 @@ class FeatureLoss(nn.Module):
         """
         costs, masks = {}, {}
         for level in self.adapters:
-            costs[level], masks[level] = self._level(level, step)
+            maps = self.level_maps(level, step)
+            costs[level], masks[level] = maps.cost, maps.mask
         losses = masked_means(costs, masks, self.min_total, self.reduce)
         return weighted_terms(losses, self.weight)
 
-    def _level(self, level: str, step: DistillStep) -> tuple[Tensor, Tensor]:
-        """Cost and mask of one level, (N, H, W) each."""
+    def level_maps(self, level: str, step: DistillStep) -> LevelMaps:
+        """What is compared on one level, and how.
+
+        Raises:
+            PairMismatchError: if the level's sizes differ between student and teacher.
+        """
         # The adapter is a layer of the network, which autocast may cast; what follows is a loss.
         student = self.adapters[level](step.student.features[level])
         # A teacher may compute channels last; mixed layouts would make the distance slow.
@@ -94,4 +116,5 @@ class FeatureLoss(nn.Module):
             cost = self.distance(full_precision(student), full_precision(teacher))
             if self.sum_channels:
                 cost = cost * student.shape[1]
-            return cost, self.mask(step.mask_input(level, student.shape, self.adapters))
+            mask = self.mask(step.mask_input(level, student.shape, self.adapters))
+            return LevelMaps(student, teacher, cost, mask)

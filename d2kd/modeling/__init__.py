@@ -4,7 +4,8 @@
 from . import backbone  # noqa: F401  registers timm's networks
 from .build import load_teacher
 from .compose import DistillLoss, feature_loss
-from .distiller import LOSS_PREFIX, Distiller, split_losses
+from .distiller import Distiller
+from .loss_hooks import LOSS_PREFIX, split_losses
 from .meta_arch import fcos, gfl  # noqa: F401  registers meta-architectures
 from .paired_forward import dense, features, rcnn  # noqa: F401  registers the paired forwards
 from .paired_forward.registry import PAIR_FORWARD_REGISTRY

@@ -2,8 +2,8 @@
 """The meta-architecture that a frozen teacher and a trainable student share."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -12,38 +12,25 @@ from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor, nn
 
 from ..config.validation import check_config
-from ..structures import DistillStep, LossTerms, StepRecord
+from ..structures import StepRecord
 from ..utils.rng_state import get_random_state
 from .build import build_student, build_teacher, read_teacher_config
 from .build_losses import build_distill_losses, union_of_requires
 from .class_names import check_class_names, teacher_class_names
 from .compose import check_composed, compose_losses, compose_teacher, student_facts
+from .loss_hooks import LOSS_PREFIX, LossHook, StepHook, TermsHook
 from .paired_forward.registry import PairForward, RequiredOutputs, get_paired_forward
 from .teacher import FrozenTeacher
 
-__all__ = ["LOSS_PREFIX", "Distiller", "LossHook", "TermsHook", "split_losses"]
-
-# Before a distillation loss's name in what ``forward`` returns; the console prints "loss" ones.
-LOSS_PREFIX = "loss_distill_"
-# Called with (loss module, step); returns the module's terms, scaled.
-LossHook = Callable[[nn.Module, DistillStep], LossTerms]
-# Called with (detection losses, terms by name, step); returns the terms to train with.
-TermsHook = Callable[[dict[str, Tensor], dict[str, LossTerms], DistillStep], dict[str, LossTerms]]
-
-Value = TypeVar("Value")
+__all__ = ["Distiller"]
 
 
-def split_losses(losses: dict[str, Value]) -> tuple[dict[str, Value], dict[str, Value]]:
-    """Split what ``Distiller.forward`` returns, or its logged values.
-
-    Returns:
-        the detection losses by their key; the distillation losses by name, without LOSS_PREFIX.
-    """
-    detection = {key: x for key, x in losses.items() if not key.startswith(LOSS_PREFIX)}
-    distillation = {
-        key[len(LOSS_PREFIX) :]: x for key, x in losses.items() if key.startswith(LOSS_PREFIX)
-    }
-    return detection, distillation
+def _without_pictures(cfg: CfgNode) -> CfgNode:
+    """VIS_PERIOD is a hook's (``VisPeriodHook``): Detectron2's own drawing moves random streams."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.VIS_PERIOD = 0
+    return cfg
 
 
 @META_ARCH_REGISTRY.register()
@@ -92,6 +79,7 @@ class Distiller(nn.Module):
         self.required = RequiredOutputs(requires, proposals, cross_head)
         self._loss_hooks: dict[str, LossHook] = {}
         self._terms_hook: TermsHook | None = None
+        self._step_hook: StepHook | None = None
         self._finished: set[str] = set()
         self.schedules = dict(schedules or {})
         teacher.reuse_student_inputs(student)
@@ -103,7 +91,7 @@ class Distiller(nn.Module):
         check_config(cfg)
         forward_pair = get_paired_forward(cfg)
         teacher_cfg = read_teacher_config(cfg)
-        student = build_student(cfg)
+        student = build_student(_without_pictures(cfg))
         # The student's random streams must not depend on its having a teacher: a distilled run
         # and its baseline with the same seed start alike and see the same batches. Weights are
         # drawn on the CPU; forking a GPU's stream would open every GPU in every process.
@@ -192,6 +180,13 @@ class Distiller(nn.Module):
         """Let ``hook`` see, and scale, what all loss hooks returned; None: nobody does."""
         self._terms_hook = hook
 
+    def register_step_hook(self, hook: StepHook | None) -> None:
+        """Let ``hook`` look at every step, without gradients, after its losses; None: nobody does.
+
+        It must leave the step, the networks and the random streams as they are.
+        """
+        self._step_hook = hook
+
     def finish_loss(self, name: str) -> None:
         """Say that the loss ``name`` will be 0 until a hook is registered for it again.
 
@@ -224,6 +219,9 @@ class Distiller(nn.Module):
         found = {name: self._get_hook(name)(module, step) for name, module in modules}
         if self._terms_hook:
             found = self._terms_hook(losses, found, step)
+        if self._step_hook:
+            with torch.no_grad():
+                self._step_hook(batch, step)
         losses.update((LOSS_PREFIX + name, terms.total) for name, terms in found.items())
         return losses, {name: terms.per_level for name, terms in found.items()}
 

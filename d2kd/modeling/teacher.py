@@ -163,8 +163,7 @@ class FrozenTeacher(nn.Module):
         """The batch normalised and padded as the teacher was trained."""
         if self._square:
             check_fits_square(batch, self._square)
-        if self.swap_channels:
-            batch = [{"image": x["image"].flip(0)} for x in batch]
+        batch = self._in_own_format(batch)
         if hasattr(self.model, "preprocess_image"):
             images = self.model.preprocess_image(batch)
             return pad_to_square(images, self._square) if self._square else images
@@ -172,6 +171,16 @@ class FrozenTeacher(nn.Module):
         model = self.model
         images = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in batch]
         return ImageList.from_tensors(images, model.backbone.size_divisibility)
+
+    def detect(self, batch: list[dict]) -> list[dict]:
+        """What the whole teacher finds on a batch, as its class returns it in eval mode."""
+        with self.computing():
+            return self.model(self._in_own_format(batch))
+
+    def _in_own_format(self, batch: list[dict]) -> list[dict]:
+        if not self.swap_channels:
+            return batch
+        return [{**x, "image": x["image"].flip(0)} for x in batch]
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -81,7 +81,7 @@ def test_keys_of_another_detector_are_named(name, key, value, caplog):
     [
         (["MODEL.MASK_ON", True], "MODEL.MASK_ON is True, but .*FCOS has no mask head"),
         (["MODEL.KEYPOINT_ON", True], "MODEL.KEYPOINT_ON .*no keypoint head"),
-        (["VIS_PERIOD", 5], "VIS_PERIOD is 5, but FCOS draws"),
+        (["VIS_PERIOD", 5], "VIS_PERIOD is 5, but FCOS alone draws"),
         (["SOLVER.OPTIMIZER", "ADAMW", "SOLVER.NESTEROV", True], "SOLVER.NESTEROV is True"),
         (["TEST.EVAL_PERIOD", 5], "TEST.EVAL_PERIOD is 5, but DATASETS.TEST"),
     ],

@@ -2,9 +2,9 @@
 """A set-up for the doctor to examine."""
 
 import pytest
-import yaml
 
-from tests.common.helpers import distill_cfg, write_coco_set
+from tests.common.helpers import distill_cfg
+from tests.common.written_config import write_config
 
 
 @pytest.fixture
@@ -12,13 +12,4 @@ def setup(tmp_path, teacher_files, clean_catalogs):
     """(yaml of a student with data and a teacher, folder of the data)."""
     folder = tmp_path / "data"
     folder.mkdir()
-    return _write(tmp_path, distill_cfg(teacher_files), folder), folder
-
-
-def _write(tmp_path, cfg, folder, name="mine"):
-    content = yaml.safe_load(cfg.dump())
-    declared = write_coco_set(folder)
-    content["DATASETS"].update(CUSTOM={name: dict(declared)}, TRAIN=[name], TEST=[])
-    content["OUTPUT_DIR"] = str(tmp_path / "output")
-    (tmp_path / "student.yaml").write_text(yaml.safe_dump(content))
-    return str(tmp_path / "student.yaml")
+    return write_config(tmp_path, distill_cfg(teacher_files), folder), folder

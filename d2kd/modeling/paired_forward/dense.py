@@ -45,7 +45,6 @@ from .positives import (
 )
 from .recorders import BackboneRecorder, Recorder, in_place_of
 from .registry import PAIR_FORWARD_REGISTRY, RequiredOutputs
-from .visualization import is_visualized
 
 __all__ = ["forward_pair_dense", "teacher_outputs", "teacher_parts"]
 
@@ -86,6 +85,7 @@ def forward_pair_dense(
         activation="sigmoid",
         box_coder=box_coder_of(student),
         anchors=_level_anchors(student, anchors, labels),
+        region_image=rows[0],
     )
     return ours.losses, step
 
@@ -121,10 +121,6 @@ def _run_student(student: DenseDetector, batch: list[dict], cross_head: int) -> 
     anchors = student.anchor_generator(maps)
     gt_labels, gt_boxes = student.label_anchors(anchors, gt_instances)
     losses = _detection_losses(student, anchors, predictions, gt_labels, gt_boxes)
-    if is_visualized(student):
-        with torch.no_grad():
-            found = student.forward_inference(images, maps, predictions)
-        student.visualize_training(batch, found)
     return _StudentRun(
         *(losses, images, features, maps, predictions, held, anchors, gt_labels, gt_boxes)
     )

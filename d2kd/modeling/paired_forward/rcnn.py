@@ -155,6 +155,10 @@ def _describe_positives(
         "region_gt_boxes": Boxes.cat([_matched_boxes(p) for p in positives]).tensor,
         "activation": "softmax",
         "box_coder": coder,
+        # Filled on the device: a list copied there would be waited for.
+        "region_image": torch.cat(
+            [torch.full_like(p.gt_classes, i) for i, p in enumerate(positives)]
+        ),
     }
     return Regions(boxes, labels, sizes, coder), predictions, fields
 

@@ -1,0 +1,1 @@
+# Copyright (c) the d2kd authors. Licensed under the Apache License 2.0.
