@@ -128,7 +128,7 @@ def test_setup_clones_and_installs(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_notebook_runs(tmp_path, monkeypatch):
-    """In about two minutes on a quiet CPU core."""
+    """It takes 160 seconds of CPU time."""
     import nbformat
     from nbclient import NotebookClient
 
