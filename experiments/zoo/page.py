@@ -27,8 +27,7 @@ The zoo's `.py` files, by the same steps. As a teacher a file is named by
 `DISTILL.TEACHER.CONFIG_FILE`, and its student is a thin yaml's; FCOS has a thin FCOS as its
 partner. As a student its detector is given to `Distiller.compose`. Files that differ only in their
 schedule build the same network: one of them is run, and its row names the others.
-`Misc/torchvision_imagenet_R_50.py` is left out, for it classifies images. "-" was not run; students
-by `Distiller.compose` are tested in `tests/engine/test_lazy_trainer.py` as well.
+`Misc/torchvision_imagenet_R_50.py` is left out, for it classifies images. "-" was not run.
 
 """
 Results = dict[str, dict[str, str]]
