@@ -104,7 +104,8 @@ def write_curves(rows: Sequence[Curve], folder: Path, split: str, document: Path
         mine = _of_group(ordered, rows[0].group)
         if split == "test":
             suite, student, detector = rows[0].group
-            curve_chart(_lines(mine), folder / f"{suite}_{student}_{detector}.png")
+            if len({row.iterations for row in mine}) > 1:
+                curve_chart(_lines(mine), folder / f"{suite}_{student}_{detector}.png")
             insert(document, f"<!-- curves {suite} {student} {detector} -->", markdown(mine))
     print(markdown(mine))
 
@@ -131,7 +132,8 @@ def markdown(rows: Sequence[Curve]) -> str:
         head += [f"AP, {length} iterations", "gain"]
     seeds = sorted({seed for row in rows for seed in row.seeds})
     title = f"**{DETECTORS[detector]} on {_DATA[suite]}, student {student}.** Seeds: "
-    title += f"{', '.join(map(str, seeds))}. {_convergence(rows)}"
+    title += f"{', '.join(map(str, seeds))}; (1) and (2) say how many a row has if not three. "
+    title += _convergence(rows)
     return f"{title}\n\n{tabulate(lines, head, 'pipe')}\n"
 
 
@@ -143,20 +145,26 @@ def _convergence(rows: Sequence[Curve]) -> str:
 
 
 def _ap(row: Curve | None) -> str:
-    return "-" if row is None else f"{statistics.fmean(row.ap):.1f} ± {_std(row.ap):.1f}"
+    return "-" if row is None else _spread(row.ap, ".1f")
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Mean and deviation; of one or two seeds their number, for such a deviation says little."""
+    text = f"{statistics.fmean(values):{form}}"
+    text += f" ± {_std(values):.1f}" if len(values) > 1 else ""
+    return text + ("" if len(values) > 2 else f" ({len(values)})")
 
 
 def _gain(row: Curve | None, baseline: Curve | None) -> str:
-    """Mean and deviation of the paired differences; bold above twice the deviation."""
+    """Of the paired differences; of three seeds or more bold above twice the deviation."""
     if row is None or baseline is None:
         return "-"
     theirs = dict(zip(baseline.seeds, baseline.ap))
     pairs = [ap - theirs[seed] for seed, ap in zip(row.seeds, row.ap) if seed in theirs]
     if not pairs:
         return "-"
-    mean, deviation = statistics.fmean(pairs), _std(pairs)
-    text = f"{mean:+.1f} ± {deviation:.1f}"
-    return f"**{text}**" if len(pairs) > 1 and mean > 2 * deviation else text
+    text = _spread(pairs, "+.1f")
+    return f"**{text}**" if len(pairs) > 2 and statistics.fmean(pairs) > 2 * _std(pairs) else text
 
 
 def _std(values: Sequence[float]) -> float:

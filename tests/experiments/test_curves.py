@@ -97,7 +97,7 @@ def test_a_suite(suite, tmp_path):
     assert len({run.output for run in runs}) == len(runs) == 8
     assert (tmp_path / "docs" / "shapes_A_faster_rcnn.png").stat().st_size > 5000
     page = (tmp_path / "zoo.md").read_text()
-    assert "**+5.0 ± 0.0**" in page and "11.5" not in page and "12.5 ± 0.7" in page
+    assert "+5.0 ± 0.0 (2)" in page and "12.5 ± 0.7 (2)" in page
 
 
 def test_seeds_are_joined_and_new_ones_count(suite):
@@ -154,10 +154,11 @@ def test_the_baseline_converges_where_doubling_gains_less_than_1(means, at):
 
 
 def test_gains_are_paired_and_marked_above_twice_their_deviation():
-    rows = [_curve(BASELINE, 8, [10.0, 20.0]), _curve("TAR", 8, [13.0, 23.2])]
-    rows.append(_curve("FRS", 8, [11.0, 24.0]))
-    table = markdown(rows)
-    assert "**+3.1 ± 0.1**" in table and "+2.5 ± 2.1" in table and "**+2.5" not in table
+    rows = [_curve(BASELINE, 8, [10.0, 20.0, 30.0]), _curve("TAR", 8, [13.0, 23.2, 33.1])]
+    rows += [_curve("FRS", 8, [11.0, 24.0, 33.0]), _curve("SSIM", 8, [13.0, 23.2])]
+    table = markdown([*rows, _curve("PKD", 8, [13.0])])
+    assert "**+3.1 ± 0.1**" in table and "+2.7 ± 1.5" in table and "**+2.7" not in table
+    assert "| +3.1 ± 0.1 (2)" in table and "| +3.0 (1)" in table, "too few seeds are told"
 
 
 def test_other_groups_stay(tmp_path):
