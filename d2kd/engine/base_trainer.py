@@ -20,6 +20,7 @@ from .optimizer import build_lr_scheduler, build_optimizer
 from .prepare_cache import prepare_cache_for
 from .progress_line import ProgressLine
 from .train_loop import AccumulatingTrainer, build_train_loop
+from .unwrap import unwrap
 from .writers import RunWriterHook, check_writers
 
 __all__ = ["BaseTrainer"]
@@ -47,6 +48,11 @@ class BaseTrainer(DefaultTrainer):
         self._trainer = build_train_loop(cfg, data_parallel(model), loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+
+    @property
+    def unwrapped_model(self) -> nn.Module:
+        """The model, inside DistributedDataParallel or not."""
+        return unwrap(self.model)
 
     @property
     def micro_steps(self) -> Sequence[StepRecord]:

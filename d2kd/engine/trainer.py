@@ -37,7 +37,6 @@ from .final_evaluation import FinalEvaluation, measure_student_alone
 from .hooks import build_distill_hooks
 from .nonfinite import report_nonfinite_loss
 from .stop_on_signal import StopOnSignal, StoppableLoader
-from .unwrap import unwrap
 
 __all__ = ["DistillTrainer"]
 
@@ -89,7 +88,7 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
         return StoppableLoader(loader, dataset_name)
 
     def _build_checkpointer(self) -> DetectionCheckpointer:
-        model, trainer = unwrap(self.model), weakref.proxy(self)
+        model, trainer = self.unwrapped_model, weakref.proxy(self)
         if not self.cfg.DISTILL.ENABLED:
             return build_checkpointer(self.cfg, trainer, model, classes=class_names(self.cfg))
         teacher = model.teacher.fingerprint or fingerprint_tensors(model.teacher.model)
@@ -169,7 +168,7 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
     def run_step(self) -> None:
         """Run one step; a loss that is not finite is reported with its batch."""
         folder = self.cfg.OUTPUT_DIR
-        model, loop = unwrap(self.model), self._trainer
+        model, loop = self.unwrapped_model, self._trainer
         with report_nonfinite_loss(
             model, self.iter, folder, self.micro_steps, get_last_step=lambda: loop.last_step
         ):
@@ -213,7 +212,7 @@ class DistillTrainer(FinalEvaluation, BaseTrainer):
 
     def _get_teacher(self) -> nn.Module:
         if self.cfg.DISTILL.ENABLED:
-            return unwrap(self.model).teacher.model
+            return self.unwrapped_model.teacher.model
         # A baseline starts with the weights and random states of the distilled run of its seed.
         with torch.random.fork_rng(devices=[]):
             return build_teacher(read_teacher_config(self.cfg), self.cfg.INPUT.FORMAT).model

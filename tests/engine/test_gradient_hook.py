@@ -180,6 +180,8 @@ def test_keys_make_the_hook():
     assert _built() == []
     assert _built("DISTILL.LOG_GRADIENTS", 7) == [(7, None)]
     opts = ["DISTILL.BALANCE", "gradient", "DISTILL.BALANCE_PERIOD", 3, "DISTILL.CLS.SHARE", 0.7]
+    opts += ["DISTILL.FEATURE.SHARE", 6.0, "DISTILL.REG.SHARE", 0.1]
+    assert _built(*opts) == [(3, {"feature": 6.0, "cls": 0.7, "reg": 0.1})]
     assert _built(*opts, "DISTILL.LOSSES", ["cls"]) == [(3, {"cls": 0.7})]
 
 

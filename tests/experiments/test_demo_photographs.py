@@ -206,7 +206,7 @@ def test_the_demo_on_photographs(root, bccd_clone, tmp_path, capsys, monkeypatch
 @pytest.mark.parametrize("target", ["demo", "cards", "bccd"])
 def test_make_calls_the_demo_with_the_data_of_its_name(target):
     made = subprocess.run(
-        ["make", "--dry-run", "--old-file=.venv/.installed", target],
+        ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/.installed", target],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -40,7 +40,9 @@ def check_exportable(cfg: CfgNode, model: nn.Module) -> None:
         ConfigError: names the key, its value and what can be exported.
     """
     row = find_detector(cfg)
-    if row is None or not (row.two_stage or row.name in DENSE_READERS):
+    # A class that extends one of these may detect in a way of its own.
+    own = row is None or row.name != cfg.MODEL.META_ARCHITECTURE
+    if own or row.name not in ("GeneralizedRCNN", *DENSE_READERS):
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} cannot be exported: only "
             f"{['GeneralizedRCNN', *DENSE_READERS]} can"

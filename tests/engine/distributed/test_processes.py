@@ -288,7 +288,7 @@ def test_torchrun_trains_as_our_own_launch(monkeypatch, tmp_path):
     parser = default_argument_parser()
     add_launch_options(parser)
     args = parser.parse_args(["--num-processes", "2", *config, str(tmp_path / "b")])
-    args.eval_teacher = False
+    args.eval_teacher, args.modules = False, []
     launch(train_net.main, args, load_config(args.config_file, args.opts), (args,))
     a, b = (torch.load(tmp_path / name / "model_final.pth")["model"] for name in "ab")
     assert all(torch.equal(a[name], b[name]) for name in a)
