@@ -157,7 +157,7 @@ def _add_loss_keys(node: CN) -> None:
     # depends on the detector; SSIM's is 2 or 4.
     node.FEATURE.WEIGHT = 1.0
     # Read by BALANCE "gradient", in which WEIGHT cancels out. No paper has one: the shares are our
-    # defaults, measured in MODEL_ZOO.md.
+    # defaults. SSIM does better with 6 (MODEL_ZOO.md).
     node.FEATURE.SHARE = 1.0
     # Feature levels to distil; [] is every level of the student's backbone.
     node.FEATURE.LEVELS = []
