@@ -80,7 +80,8 @@ def add_d2kd_config(cfg: CN) -> None:
 def _add_gradient_keys(node: CN) -> None:
     # Iterations between two measurements of the losses' gradients at the maps of the student's
     # backbone: the norm of each distillation loss's relative to the detection losses', and the
-    # cosine of the two (docs/weights.md). 0: none. A measurement takes a quarter of a step.
+    # cosine of the two (docs/weights.md). 0: none. A measurement takes a quarter of a step. Under
+    # BALANCE "gradient" each of its measurements is logged instead.
     node.LOG_GRADIENTS = 0
     # "none": a loss counts by its WEIGHT. "gradient": by its SHARE. Every BALANCE_PERIOD iterations
     # the gradients are measured, and each loss is scaled so that the norm of its gradient is

@@ -44,13 +44,16 @@ class GradientHook(HookBase):
         Args:
             schedule: training progress -> factor, which the losses' own hooks have applied.
             period: iterations from one measurement to the next.
-            shares: loss -> ratio of the norms at factor 1; None leaves the losses as they are.
+            shares: loss -> ratio of the norms at factor 1, in the order of the model's losses; None
+                leaves the losses as they are.
         """
         self.schedule = schedule
         self.period = period
         self.shares = shares
         # (1 + D,) running means of the norms at factor 1: detection, then each loss.
         self._norms: Tensor | None = None
+        # What each loss is multiplied by, of the norms.
+        self._scales: dict[str, Tensor] = {}
         self._measured_at: int | None = None
         self._latest: dict[str, Tensor] = {}
 
@@ -69,10 +72,9 @@ class GradientHook(HookBase):
         factor = self.schedule(self.trainer.iter / self.trainer.max_iter)
         if self._is_due() and factor > 0:
             self._measure(detection, terms, step, factor)
-        if self.shares is None or self._norms is None:
+        if not self._scales:
             return terms
-        scales = dict(zip(terms, self._scales(terms)))
-        return {name: found.scaled(scales[name]) for name, found in terms.items()}
+        return {name: found.scaled(self._scales[name]) for name, found in terms.items()}
 
     def _is_due(self) -> bool:
         """Once in an iteration, of whose batches (SOLVER.ACCUMULATE_STEPS) the first counts."""
@@ -92,37 +94,38 @@ class GradientHook(HookBase):
         # Ratios and cosines do not depend on it.
         loop = getattr(self.trainer, "_trainer", self.trainer)
         scaler = getattr(loop, "grad_scaler", None)
-        scale = scaler.scale if scaler else lambda loss: loss
+        enlarge = scaler.scale if scaler else lambda loss: loss
         products = gradient_products(
-            scale(sum(detection.values())),
-            {name: scale(found.total) for name, found in terms.items()},
+            enlarge(sum(detection.values())),
+            {name: enlarge(found.total) for name, found in terms.items()},
             list(step.student.features.values()),
         )
-        self._update_norms(products[: 1 + len(terms)].sqrt(), factor)
         self._measured_at = self.trainer.iter
-        scales = self._scales(terms) if self.shares else products.new_ones(len(terms))
-        for (name, found), scale in zip(loss_gradients(products, list(terms)).items(), scales):
-            self._latest[f"{name}_ratio"] = found.ratio * scale
+        if self.shares is not None:
+            self._set_norms(self._mean_with(products[: 1 + len(terms)].sqrt(), factor))
+        for name, found in loss_gradients(products, list(terms)).items():
+            self._latest[f"{name}_ratio"] = found.ratio * self._scales.get(name, 1.0)
             self._latest[f"{name}_cosine"] = found.cosine
-            if self.shares:
-                self._latest[f"{name}_scale"] = scale
+            if name in self._scales:
+                self._latest[f"{name}_scale"] = self._scales[name]
 
-    def _update_norms(self, norms: Tensor, factor: float) -> None:
+    def _mean_with(self, norms: Tensor, factor: float) -> Tensor:
+        """The running means with these (1 + D,) norms, of which the losses' have the factor."""
         norms = torch.cat([norms[:1], norms[1:] / factor])
-        if self._norms is None:
-            self._norms = torch.zeros_like(norms)
-        old = self._norms.to(norms.device)
+        old = torch.zeros_like(norms) if self._norms is None else self._norms.to(norms.device)
         # A loss without a region has no gradient, and in half precision norms may overflow: such a
         # measurement says nothing.
         says = norms.isfinite() & (norms > 0)
         mean = torch.where(old > 0, old.lerp(norms, _NEWEST), norms)
-        self._norms = torch.where(says, mean, old)
+        return torch.where(says, mean, old)
 
-    def _scales(self, names: Mapping[str, Any]) -> Tensor:
-        """(D,) of each loss; 0 until a gradient of it was seen."""
-        shares = self._norms.new_tensor([self.shares[name] for name in names])
-        norms = self._norms[1:]
-        return torch.where(norms > 0, shares * self._norms[0] / norms, 0.0)
+    def _set_norms(self, norms: Tensor) -> None:
+        """Keep the norms, and scale each loss to its share; by 0 until its gradient was seen."""
+        self._norms = norms
+        self._scales = {
+            name: torch.where(norm > 0, share * norms[0] / norm, 0.0)
+            for (name, share), norm in zip(self.shares.items(), norms[1:])
+        }
 
     def after_step(self) -> None:
         """Log the measurement of this step, if there was one."""
@@ -134,13 +137,12 @@ class GradientHook(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         """The norms, by which the losses are scaled; nothing without shares."""
-        if self.shares is None or self._norms is None:
-            return {}
-        return {"norms": self._norms.cpu()}
+        return {} if self._norms is None else {"norms": self._norms.cpu()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with these norms."""
-        self._norms = state.get("norms")
+        if self.shares is not None and "norms" in state:
+            self._set_norms(state["norms"])
 
 
 def build_gradient_hook(cfg: CfgNode) -> GradientHook | None:
