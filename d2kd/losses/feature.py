@@ -81,7 +81,6 @@ class FeatureLoss(nn.Module):
         self.weight = weight
         self.sum_channels = channels == "sum"
         self.adapters = adapters
-        self.mask_name = mask
         self.mask = bind(mask_function, mask_args)
         self.min_total = mask_function.min_total
         self.reduce = reduce
@@ -116,5 +115,9 @@ class FeatureLoss(nn.Module):
             cost = self.distance(full_precision(student), full_precision(teacher))
             if self.sum_channels:
                 cost = cost * student.shape[1]
-            mask = self.mask(step.mask_input(level, student.shape, self.adapters))
-            return LevelMaps(student, teacher, cost, mask)
+            return LevelMaps(student, teacher, cost, self.level_mask(level, step))
+
+    def level_mask(self, level: str, step: DistillStep) -> Tensor:
+        """How much each cell of a level counts, (N, H, W)."""
+        size = step.student.features[level].shape
+        return self.mask(step.mask_input(level, size, self.adapters))

@@ -94,7 +94,7 @@ def level_masks(losses: nn.ModuleDict, step: DistillStep, image: int) -> dict[st
 def _mask_of(loss: nn.Module, step: DistillStep, image: int) -> tuple[str, Maps]:
     """Name and maps of a loss's mask; no maps if it has none."""
     if isinstance(loss, FeatureLoss):
-        maps = {x: _plain(loss.level_maps(x, step).mask[image]) for x in loss.adapters}
+        maps = {x: _plain(loss.level_mask(x, step)[image]) for x in loss.adapters}
         return loss.mask_name, maps
     if isinstance(loss, ClassificationLoss) and loss.mask is not None:
         levels = step.student.dense_logits

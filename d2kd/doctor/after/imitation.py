@@ -140,7 +140,7 @@ def _mask(step: DistillStep, model: Distiller, level: str) -> torch.Tensor:
     loss = model.distill_losses["feature"] if "feature" in model.distill_losses else None
     if loss is None or level not in loss.adapters:
         return torch.ones_like(ours[:, 0])
-    return loss.mask(step.mask_input(level, ours.shape, loss.adapters))
+    return loss.level_mask(level, step)
 
 
 def _least(model: Distiller, level: str) -> int:
