@@ -8,6 +8,7 @@ Shape shorthand in this file:
 """
 
 import math
+from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, NamedTuple
 
@@ -92,10 +93,7 @@ def _(
 ) -> BoxPredictions:
     # Not in half precision, in which the pooler would round the boxes' corners as well.
     pooled = heads.box_pooler([features[f] for f in heads.box_in_features], regions.boxes)
-    with teacher.computing():
-        predictions = heads.box_predictor(heads.box_head(pooled))
-    transform = heads.box_predictor.box2box_transform
-    return _collect(teacher.as_float32(predictions), transform, regions.boxes, regions)
+    return _predict(teacher, heads.box_predictor, heads.box_head, pooled, regions.boxes, regions)
 
 
 @box_predictions.register
@@ -103,10 +101,11 @@ def _(
     heads: Res5ROIHeads, teacher: FrozenTeacher, features: dict[str, Tensor], regions: Regions
 ) -> BoxPredictions:
     pooled = heads.pooler([features[f] for f in heads.in_features], regions.boxes)
-    with teacher.computing():
-        predictions = heads.box_predictor(heads.res5(pooled).mean(dim=[2, 3]))
-    transform = heads.box_predictor.box2box_transform
-    return _collect(teacher.as_float32(predictions), transform, regions.boxes, regions)
+
+    def head(x: Tensor) -> Tensor:
+        return heads.res5(x).mean(dim=[2, 3])
+
+    return _predict(teacher, heads.box_predictor, head, pooled, regions.boxes, regions)
 
 
 @box_predictions.register
@@ -120,21 +119,26 @@ def _(
         if stages:
             boxes = _next_boxes(stages[-1], regions)
         pooled = heads.box_pooler(maps, boxes)
-        with teacher.computing():
-            predictions = predictor(head(pooled))
-        transform = predictor.box2box_transform
-        stages.append(_collect(teacher.as_float32(predictions), transform, boxes, regions))
+        stages.append(_predict(teacher, predictor, head, pooled, boxes, regions))
     logs = torch.stack([x.logits.float().log_softmax(dim=1) for x in stages])
     # The softmax of the mean's logarithm is the mean.
     return stages[-1]._replace(logits=logs.logsumexp(dim=0) - math.log(len(stages)))
 
 
-def _collect(
-    predictions: Any, transform: Any, boxes: list[Boxes], regions: Regions
+def _predict(
+    teacher: FrozenTeacher,
+    predictor: nn.Module,
+    head: Callable[[Tensor], Tensor],
+    pooled: Tensor,
+    boxes: list[Boxes],
+    regions: Regions,
 ) -> BoxPredictions:
-    logits, deltas = predictions
-    sources = Boxes.cat(boxes).tensor
-    return BoxPredictions(logits, deltas, sources, boxes is regions.boxes, transform)
+    """Head and predictor on what was pooled at these boxes."""
+    with teacher.computing():
+        predictions = predictor(head(pooled))
+    logits, deltas = teacher.as_float32(predictions)
+    on_regions, sources = boxes is regions.boxes, Boxes.cat(boxes).tensor
+    return BoxPredictions(logits, deltas, sources, on_regions, predictor.box2box_transform)
 
 
 def _next_boxes(found: BoxPredictions, regions: Regions) -> list[Boxes]:
