@@ -2,13 +2,13 @@
 """What a LazyConfig says of a training's run, under the keys that hooks and checkpoints read."""
 
 import inspect
-import re
 from pydoc import locate
 from typing import Any
 
 from detectron2.config import CfgNode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ..config.lazy_values import lazy_value, without_addresses
 from ..config.user_modules import default_config
 from ..utils.errors import ConfigError
 
@@ -49,7 +49,7 @@ def lazy_keys(lazy: Any) -> CfgNode:
     Raises:
         ConfigError: it lacks a part; lists all that it lacks.
     """
-    lacking = [name for name in _NEEDED if _get(lazy, name) is None]
+    lacking = [name for name in _NEEDED if lazy_value(lazy, name) is None]
     if "distill" in lazy:
         lacking += [f"distill.{x}" for x in ("teacher", "losses") if not lazy.distill.get(x)]
     if lacking:
@@ -59,11 +59,13 @@ def lazy_keys(lazy: Any) -> CfgNode:
         )
     cfg = default_config()
     for key, dotted in _KEYS.items():
-        value = _get(lazy, dotted)
+        value = lazy_value(lazy, dotted)
         if value is not None:
             _set(cfg, key, value)
     for split in ("train", "test"):
-        cfg.DATASETS[split.upper()] = _set_names(_get(lazy, f"dataloader.{split}.dataset.names"))
+        cfg.DATASETS[split.upper()] = _set_names(
+            lazy_value(lazy, f"dataloader.{split}.dataset.names")
+        )
     # Hooks ask whether there is anything to evaluate.
     if "evaluator" not in lazy.dataloader:
         cfg.DATASETS.TEST = ()
@@ -76,13 +78,6 @@ def lazy_keys(lazy: Any) -> CfgNode:
     if cfg.DISTILL.ENABLED:
         cfg.DISTILL.LAZY = CfgNode(_plain(lazy.distill))
     return cfg
-
-
-def _get(lazy: Any, dotted: str) -> Any:
-    """A value of a LazyConfig by its dotted key; None where it is not there."""
-    for name in dotted.split("."):
-        lazy = lazy.get(name) if hasattr(lazy, "get") else None
-    return lazy
 
 
 def has_key(lazy: Any, dotted: str) -> bool:
@@ -119,4 +114,4 @@ def _plain(value: Any) -> Any:
         return value
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return without_addresses(repr(value))

@@ -4,7 +4,6 @@
 import builtins
 import logging
 import os
-import re
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +12,7 @@ from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.model_zoo import get_checkpoint_url
 from torch import nn
 
+from ..config.lazy_values import lazy_value, without_addresses
 from ..config.user_modules import default_config
 from ..utils.errors import ConfigError
 from ..utils.text import first_line
@@ -65,7 +65,7 @@ def lazy_weights(name: str, path: str) -> str:
         # The init_checkpoint of the zoo's configs is what their training starts from.
         return get_checkpoint_url(name)
     except RuntimeError:
-        return _get(load_lazy(path), "train.init_checkpoint") or ""
+        return lazy_value(load_lazy(path), "train.init_checkpoint") or ""
 
 
 def load_lazy(path: str, named_by: str = _NAMED_BY) -> Any:
@@ -105,7 +105,7 @@ def _read(path: str, modified: float) -> CfgNode:
         model = _instantiate(loaded, path)
     _write_data(cfg, loaded)
     write_facts(cfg, model)
-    known = getattr(model, "input_format", None) or _get(loaded, "dataloader.test.mapper")
+    known = getattr(model, "input_format", None) or lazy_value(loaded, "dataloader.test.mapper")
     if not known:
         logger.warning(
             "%s tells no order of channels (input_format of its model, image_format of "
@@ -113,9 +113,7 @@ def _read(path: str, modified: float) -> CfgNode:
             path,
             cfg.INPUT.FORMAT,
         )
-    # Functions and objects are printed with an address, which differs in every process.
-    text = re.sub(r" at 0x[0-9a-f]+", "", str(loaded.model))
-    cfg.MODEL.LAZY = CfgNode({"FILE": path, "TEXT": text})
+    cfg.MODEL.LAZY = CfgNode({"FILE": path, "TEXT": without_addresses(str(loaded.model))})
     return cfg
 
 
@@ -132,19 +130,12 @@ def _instantiate(loaded: Any, path: str) -> nn.Module:
 def _write_data(cfg: CfgNode, loaded: Any) -> None:
     """The keys of data: names of the sets, and how images are read and resized in a test."""
     for split in ("train", "test"):
-        names = _get(loaded, f"dataloader.{split}.dataset.names") or ()
+        names = lazy_value(loaded, f"dataloader.{split}.dataset.names") or ()
         cfg.DATASETS[split.upper()] = (names,) if isinstance(names, str) else tuple(names)
     mapper = "dataloader.test.mapper"
-    if image_format := _get(loaded, f"{mapper}.image_format"):
+    if image_format := lazy_value(loaded, f"{mapper}.image_format"):
         cfg.INPUT.FORMAT = image_format
-    for step in _get(loaded, f"{mapper}.augmentations") or ():
+    for step in lazy_value(loaded, f"{mapper}.augmentations") or ():
         if "short_edge_length" in step:
             cfg.INPUT.MIN_SIZE_TEST = step["short_edge_length"]
             cfg.INPUT.MAX_SIZE_TEST = step.get("max_size") or cfg.INPUT.MAX_SIZE_TEST
-
-
-def _get(loaded: Any, dotted: str) -> Any:
-    """A value of a LazyConfig; None where it is not there."""
-    for name in dotted.split("."):
-        loaded = loaded.get(name) if hasattr(loaded, "get") else None
-    return loaded
