@@ -89,6 +89,26 @@ def diagnose(
     notes.add(*findings)
     if model is None:
         return notes.findings
+    started, fine = _examine(cfg, model, notes)
+    # Without data or starting weights, steps would show nothing about the training.
+    if fine:
+        if isinstance(model, Distiller):
+            notes.add(check_agreement(cfg, model))
+        budget = StepBudget(batches, images, began + SECONDS if _is_cpu(cfg) else math.inf)
+        report = partial(_check_pull, cfg, target=target, started=started)
+        trial = _try_steps(cfg, model, budget, report, notes)
+        if weights and trial and isinstance(model, Distiller):
+            _try_checkpoint(cfg, model, weights, trial, target, notes)
+    return notes.findings
+
+
+def _examine(cfg: CfgNode, model: nn.Module, notes: _Notes) -> tuple[bool, bool]:
+    """Check the built detectors and what they start from.
+
+    Returns:
+        Whether the student has the weights that training starts from, and whether steps can be
+        tried.
+    """
     if isinstance(model, Distiller):
         notes.add(model_checks.check_readable(cfg, model))
     started, loaded, start = model_checks.load_start(cfg, model)
@@ -106,18 +126,16 @@ def diagnose(
             fine = notes.add(check_cache(cfg, model))
             # Nothing is written here, and the steps are timed as they are without it.
             model.teacher.leave_cache()
-    # Without data or starting weights, steps would show nothing about the training.
-    if fine:
-        if isinstance(model, Distiller):
-            notes.add(check_agreement(cfg, model))
-        budget = StepBudget(batches, images, began + SECONDS if _is_cpu(cfg) else math.inf)
-        report = partial(_check_pull, cfg, target=target, started=started)
-        trial = _try_steps(cfg, model, budget, report, notes)
-        if weights and trial and isinstance(model, Distiller):
-            if notes.add(model_checks.load_checkpoint(model, weights)):
-                again = run_steps(cfg, model, StepBudget(len(trial.seconds), trial.used))
-                notes.add(*_check_pull(cfg, again, target=target))
-    return notes.findings
+    return started, fine
+
+
+def _try_checkpoint(
+    cfg: CfgNode, model: Distiller, weights: str, trial: TrialResult, target: float, notes: _Notes
+) -> None:
+    """As many steps as the trial took, at a checkpoint of the run."""
+    if notes.add(model_checks.load_checkpoint(model, weights)):
+        again = run_steps(cfg, model, StepBudget(len(trial.seconds), trial.used))
+        notes.add(*_check_pull(cfg, again, target=target))
 
 
 def _check_pull(
