@@ -17,14 +17,14 @@ fifths so that methods share baselines. The script writes docs/ablation/<suite>.
 import argparse
 import math
 import os
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 from experiments.report import Row, write_report
 from experiments.suites import BASELINE, INHERIT, SUITES, Method, teacher_config
-from experiments.training_runs import ROOT, Run, execute, metrics, train
+from experiments.training_runs import ROOT, Run, execute, metrics, run_all, train
 
 TIMED_ITERATIONS = 60
 TIMED_ROUNDS = 2
@@ -205,30 +205,18 @@ def train_all(
     Raises:
         SystemExit: a training failed; the others were finished.
     """
-    results = {student: {} for student in students}
-    failures = []
-    with ThreadPoolExecutor(args.jobs) as pool:
-        # Seed by seed, so that an interrupted suite has complete comparisons.
-        jobs = {
-            pool.submit(train, student.run(args, seed), threads=1, every=100): (student, seed)
-            for seed in args.seeds
-            for student in students
-        }
-        for done, job in enumerate(as_completed(jobs), 1):
-            student, seed = jobs[job]
-            error = job.exception()
-            if error is not None:
-                failures.append(str(error))
-                print(error, flush=True)
-                continue
-            results[student][seed] = job.result()
-            name = student.run(args, seed).name
-            print(f"{done}/{len(jobs)} {name}: AP {job.result()['AP']:.1f}", flush=True)
-    if failures:
-        raise SystemExit(
-            f"{len(failures)} of {len(jobs)} trainings failed; run this again to retry them"
-        )
-    return results
+    # Seed by seed, so that an interrupted suite has complete comparisons.
+    calls = {
+        (student, seed): partial(train, student.run(args, seed), threads=1, every=100)
+        for seed in args.seeds
+        for student in students
+    }
+    found = run_all(
+        calls,
+        args.jobs,
+        lambda key, result: f"{key[0].run(args, key[1]).name}: AP {result['AP']:.1f}",
+    )
+    return {student: {seed: found[student, seed] for seed in args.seeds} for student in students}
 
 
 def make_row(student: Student, results: dict[int, dict[str, float]], teacher_ap: float) -> Row:

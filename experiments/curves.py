@@ -16,7 +16,7 @@ the validation part), a chart for each detector, and the tables of MODEL_ZOO.md.
 import argparse
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from detectron2.config import CfgNode
 from experiments.curve_report import Curve, write_curves
 from experiments.curve_suites import CURVES, CurveMethod
 from experiments.suites import BASELINE
-from experiments.training_runs import ROOT, Run, execute, train
+from experiments.training_runs import ROOT, Run, execute, run_all, train
 
 _SPEED = re.compile(r"Overall training speed: .*\(([\d.]+) s / it\)")
 
@@ -107,44 +107,26 @@ def train_curves(args: argparse.Namespace, methods: list[CurveMethod]) -> list[C
     Raises:
         SystemExit: a training failed; the others were finished.
     """
-    lengths = args.lengths or CURVES[args.suite].lengths
-    points: dict[tuple[str, int], dict[int, tuple[float, float]]] = {}
-    failures = []
-    with ThreadPoolExecutor(args.jobs) as pool:
-        # Short schedules first, seed by seed: an interrupted suite has complete comparisons.
-        jobs = {
-            pool.submit(run_point, make_run(args, method, length, seed), length): (
-                method,
-                length,
-                seed,
-            )
-            for length, seed, method in product(lengths, args.seeds, methods)
-        }
-        for done, job in enumerate(as_completed(jobs), 1):
-            method, length, seed = jobs[job]
-            if job.exception() is not None:
-                failures.append(str(job.exception()))
-                print(failures[-1], flush=True)
-                continue
-            points.setdefault((method.name, length), {})[seed] = job.result()
-            text = f"{method.name}, {length} iterations, seed {seed}: AP {job.result()[0]:.1f}"
-            print(f"{done}/{len(jobs)} {text}", flush=True)
-    if failures:
-        raise SystemExit(f"{len(failures)} trainings failed; run this again to retry them")
-    return [
-        Curve(
-            suite=args.suite,
-            student=args.student,
-            detector=args.detector,
-            method=method.name,
-            paper=method.paper,
-            iterations=length,
-            seeds=sorted(points[method.name, length]),
-            ap=[points[method.name, length][seed][0] for seed in sorted(args.seeds)],
-            seconds=[points[method.name, length][seed][1] for seed in sorted(args.seeds)],
-        )
-        for method, length in product(methods, lengths)
-    ]
+    lengths, seeds = args.lengths or CURVES[args.suite].lengths, sorted(args.seeds)
+    # Short schedules first, seed by seed: an interrupted suite has complete comparisons.
+    calls = {
+        (method, length, seed): partial(run_point, make_run(args, method, length, seed), length)
+        for length, seed, method in product(lengths, seeds, methods)
+    }
+    found = run_all(calls, args.jobs, _describe)
+    curves = []
+    for method, length in product(methods, lengths):
+        ap, seconds = zip(*(found[method, length, seed] for seed in seeds))
+        group = {"suite": args.suite, "student": args.student, "detector": args.detector}
+        values = {"seeds": seeds, "ap": list(ap), "seconds": list(seconds)}
+        named = {"method": method.name, "paper": method.paper, "iterations": length}
+        curves.append(Curve(**group, **named, **values))
+    return curves
+
+
+def _describe(key: tuple[CurveMethod, int, int], point: tuple[float, float]) -> str:
+    method, length, seed = key
+    return f"{method.name}, {length} iterations, seed {seed}: AP {point[0]:.1f}"
 
 
 def main() -> None:

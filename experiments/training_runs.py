@@ -9,9 +9,11 @@ import statistics
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
@@ -32,8 +34,12 @@ __all__ = [
     "metrics",
     "progress",
     "cached_result",
+    "run_all",
     "train",
 ]
+
+Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
 
 # Paths in configs (bases, teachers, output folders) are relative to the repository's root.
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,6 +115,39 @@ def train(run: Run, threads: int | None = None, every: int = 20) -> dict[str, fl
         "threads": threads,
     }
     return cached_result(run.output, settings, lambda: execute(run, threads, every))
+
+
+def run_all(
+    calls: dict[Key, Callable[[], Result]], jobs: int, describe: Callable[[Key, Result], str]
+) -> dict[Key, Result]:
+    """Make all calls, ``jobs`` at a time and in their order; one that fails stops no other.
+
+    Args:
+        calls: what is to be done, by any key.
+        describe: key and result to a line, which is printed.
+
+    Returns:
+        The results by key.
+
+    Raises:
+        SystemExit: a call failed; the others were finished.
+    """
+    results, failures = {}, 0
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(call): key for key, call in calls.items()}
+        for done, job in enumerate(as_completed(running), 1):
+            if job.exception() is not None:
+                failures += 1
+                print(job.exception(), flush=True)
+                continue
+            key = running[job]
+            results[key] = job.result()
+            print(f"{done}/{len(running)} {describe(key, results[key])}", flush=True)
+    if failures:
+        raise SystemExit(
+            f"{failures} of {len(calls)} trainings failed; run this again to retry them"
+        )
+    return results
 
 
 def _teacher_sha256(run: Run) -> str:
