@@ -20,12 +20,12 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from detectron2.config import CfgNode
-
+from d2kd.config.load import load_config
 from experiments.curve_report import Curve, write_curves
 from experiments.curve_suites import CURVES, CurveMethod
+from experiments.demo.teacher import ensure_teacher
 from experiments.suites import BASELINE
-from experiments.training_runs import ROOT, Run, execute, run_all, train
+from experiments.training_runs import ROOT, Run, device, run_all, train
 
 _SPEED = re.compile(r"Overall training speed: .*\(([\d.]+) s / it\)")
 
@@ -67,13 +67,12 @@ def choose_methods(args: argparse.Namespace) -> list[CurveMethod]:
     return [method for name, method in known.items() if name in wanted]
 
 
-def ensure_teacher(method: CurveMethod) -> None:
-    """Train the method's teacher by its own yaml, if its checkpoint is absent."""
-    node = CfgNode.load_yaml_with_base(str(ROOT / method.config)).get("DISTILL")
-    weights = node["TEACHER"]["WEIGHTS"] if node else "d2kd://"
-    if "://" not in weights and not (ROOT / weights).is_file():
-        config = f"configs/{node['TEACHER']['CONFIG_FILE']}"
-        execute(Run("teacher", config, Path(weights).parent), threads=1, every=100)
+def ensure_teachers(methods: list[CurveMethod]) -> None:
+    """Train the methods' teachers by their own yaml, where a checkpoint is absent."""
+    for method in methods:
+        cfg = load_config(method.config, [*method.opts, "MODEL.DEVICE", device()])
+        if cfg.DISTILL.ENABLED:
+            ensure_teacher(cfg)
 
 
 def make_run(args: argparse.Namespace, method: CurveMethod, length: int, seed: int) -> Run:
@@ -134,8 +133,7 @@ def main() -> None:
     args = parse_args()
     os.chdir(ROOT)
     methods = choose_methods(args)
-    for method in methods:
-        ensure_teacher(method)
+    ensure_teachers(methods)
     write_curves(train_curves(args, methods), args.docs, args.split, args.zoo)
 
 

@@ -29,7 +29,7 @@ def quantize(source: Path, target: Path, images: Sequence[Tensor], shape: InputS
 
     Args:
         source: in float32.
-        target: is written.
+        target: is written, and beside it a file that is removed again.
         images: (3, h, w) uint8 each, for the ranges of the activations.
         shape: of the file's input.
     """

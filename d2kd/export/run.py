@@ -14,6 +14,7 @@ from torch import nn
 
 from ..data import register_custom_datasets
 from ..utils.errors import ConfigError
+from ..utils.files import atomic_write
 from .accuracy import measure_ap
 from .agreement import Agreement, compare
 from .graph.build import check_exportable
@@ -89,9 +90,11 @@ def _write(args: Namespace, cfg: CfgNode, student: Student, shape: InputShape) -
     images = [x["image"] for x in read_images(cfg, ("TRAIN",), count, what)]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder:
-        source = Path(folder) / "float32.onnx"
+        source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         write(student.model, source, shape, False, metadata)
-        quantize(source, args.output, images, shape)
+        quantize(source, target, images, shape)
+        with atomic_write(str(args.output), "wb") as file:
+            file.write(target.read_bytes())
 
 
 def _agree(

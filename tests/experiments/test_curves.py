@@ -33,7 +33,7 @@ def test_methods_are_configs_of_the_detector(suite, student, detector, method):
 @pytest.fixture
 def suite(tmp_path, monkeypatch):
     """Call the tool with trainings replaced by made-up results; returns (call, runs)."""
-    runs = []
+    runs, teachers = [], []
 
     def train(run, threads=None, every=20):
         runs.append(run)
@@ -56,9 +56,9 @@ def suite(tmp_path, monkeypatch):
         name = "curves.json" if split == "test" else "curves_val.json"
         return json.loads((tmp_path / "docs" / name).read_text())["rows"]
 
-    train.broken = False
+    train.broken, train.teachers = False, teachers
     monkeypatch.setattr(curves, "train", train)
-    monkeypatch.setattr(curves, "ensure_teacher", lambda method: None)
+    monkeypatch.setattr(curves, "ensure_teacher", lambda cfg: teachers.append(cfg))
     monkeypatch.chdir(ROOT)
     return call, runs, train
 
@@ -67,8 +67,10 @@ SSIM = ("--methods", "SSIM", "--lengths", "100", "200")
 
 
 def test_a_suite(suite, tmp_path):
-    call, runs, _ = suite
+    call, runs, train = suite
     rows = call(*SSIM, "--seeds", "1", "2")
+    (teacher,) = train.teachers
+    assert teacher.DISTILL.TEACHER.CONFIG_FILE.startswith("shapes/teacher/faster_rcnn")
     assert [(row["method"], row["iterations"]) for row in rows] == [
         (BASELINE, 100),
         ("SSIM", 100),
