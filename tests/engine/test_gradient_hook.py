@@ -131,7 +131,8 @@ def test_of_several_batches_in_an_iteration_the_first_is_measured():
 @pytest.mark.parametrize("bad", [0.0, float("inf")])
 def test_a_gradient_that_says_nothing_changes_nothing(bad):
     hook = _hook(period=1)
-    assert _scales(hook, {**SLOPES, "cls": 0.0})["cls"] == 0, "not seen yet"
+    losses, terms, step, _ = _step({**SLOPES, "cls": 0.0})
+    assert hook(losses, terms, step)["cls"].per_level["p2"] == 0, "not seen yet"
     hook.trainer.iter = 1
     before = _scales(hook, SLOPES)
     assert before["cls"] == pytest.approx(5.0), "the first that is seen counts in full"
@@ -169,6 +170,13 @@ def test_state_is_the_norms_by_which_losses_are_scaled():
     unscaled = _hook(shares=None)
     _scales(unscaled, SLOPES)
     assert unscaled.state_dict() == {}
+
+
+def test_a_run_that_goes_on_without_shares_leaves_the_losses_as_they_are():
+    hook, unscaled = _hook(), _hook(shares=None)
+    _scales(hook, SLOPES)
+    unscaled.load_state_dict(hook.state_dict())
+    assert _scales(unscaled, SLOPES) == pytest.approx({"feature": 1.0, "cls": 1.0})
 
 
 def _built(*opts):

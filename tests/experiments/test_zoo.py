@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from d2kd.modeling import split_losses
+from experiments.zoo import step
 from experiments.zoo.lazy_files import LazyZoo, lazy_networks
 from experiments.zoo.page import LAZY_HEADING, document
 from experiments.zoo.partners import THIN as NARROW
@@ -52,6 +54,16 @@ def test_a_thin_one_does_what_the_page_says(tmp_path, clean_catalogs, name):
     assert {key: value == YES for key, value in found.items()} == {
         key: value == YES for key, value in said.items()
     }
+
+
+def test_a_step_whose_own_losses_differ_is_no_yes(tmp_path, clean_catalogs, monkeypatch):
+    def halved(found):
+        own, distilled = split_losses(found)
+        return {name: loss / 2 for name, loss in own.items()}, distilled
+
+    monkeypatch.setattr(step, "split_losses", halved)
+    with pytest.raises(AssertionError):
+        Zoo(tmp_path, THIN).try_config("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml")
 
 
 def test_every_lazyconfig_file_of_the_zoo_stands_in_the_page_once():

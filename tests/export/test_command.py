@@ -92,6 +92,8 @@ def test_int8_is_calibrated_on_training_images(main, tmp_path, capsys, monkeypat
     )
     assert [tuple(x.shape) for x in seen] == [(3, 64, 64)] * 3
     assert "int8" in capsys.readouterr().out and list(tmp_path.iterdir()) == [tmp_path / "a.onnx"]
+    operators = {x.op_type for x in onnx.load(tmp_path / "a.onnx").graph.node}
+    assert "DequantizeLinear" in operators
 
 
 def test_a_file_that_disagrees_ends_with_status_2(main, tmp_path, capsys, monkeypatch):

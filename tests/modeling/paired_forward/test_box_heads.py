@@ -71,6 +71,37 @@ def test_a_cascade_answers_as_its_own_inference(monkeypatch):
     assert not torch.allclose(deltas, found.deltas), "those are the last stage's own"
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["standard", "c4", "dc5", "mask"])
+def test_other_heads_answer_as_their_own_inference(name):
+    teacher = _teacher(name)
+    batch, regions = _regions(teacher)
+    found = _predict(teacher, regions, batch)
+    heads, seen = teacher.model.roi_heads, []
+    heads.box_predictor.register_forward_hook(lambda *given: seen.append(given[-1]))
+    pairs = zip(regions.image_sizes, regions.boxes)
+    proposals = [Instances(size, proposal_boxes=boxes) for size, boxes in pairs]
+    heads(None, teacher.features(batch), proposals)
+    ((logits, deltas),) = seen
+    torch.testing.assert_close(found.logits, logits)
+    torch.testing.assert_close(found.deltas, deltas)
+    rows = deltas.unflatten(1, (-1, 4))[torch.arange(len(deltas)), regions.labels]
+    torch.testing.assert_close(deltas_of_regions(found, regions), rows)
+
+
+def test_the_last_stage_is_encoded_anew_also_by_the_weights_of_the_student():
+    same = ((10.0, 10.0, 5.0, 5.0),) * 3
+    teacher = _teacher("cascade", "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", same)
+    batch, regions = _regions(teacher)
+    found = _predict(teacher, regions, batch)
+    assert regions.box_coder.encodes_like(found.box2box_transform)
+    deltas, anchors = deltas_of_regions(found, regions), Boxes.cat(regions.boxes).tensor
+    expected = found.box2box_transform.apply_deltas(found.deltas, found.sources)
+    decoded = regions.box_coder.decode(deltas, anchors)
+    torch.testing.assert_close(decoded, expected, rtol=1e-4, atol=1e-2)
+    assert not torch.allclose(deltas, found.deltas)
+
+
 @pytest.mark.parametrize("name", ["standard", "c4", "dc5", "cascade"])
 def test_deltas_are_given_in_the_student_encoding(name):
     teacher = _teacher(name)
